@@ -1,0 +1,127 @@
+"""What can be raised, and when.
+
+A refusal is an answer, not an exception; it is raised only where the caller asked for that
+(`Receipt.raise_for_refusal`, `Agent.request`). The tree:
+
+    BusError                  .code
+      Refused                 .receipt      the policy, or an earlier gate, said no
+      NotDelivered            .outcome      a request that was accepted and got no reply
+      RequestTimeout                        no reply in time
+      AuditUnavailable                      nothing can be recorded, so nothing was delivered
+      BusClosed                             the bus takes no more messages
+      AgentExists                           the id is live, or belongs to another tenant
+      EngineMissing                         no policy worker on this machine
+      ConstitutionRejected    .reason .details
+      ConfigInvalid                         a setting that cannot be
+      StoreCorrupt                          the home cannot be trusted
+      StoreLocked                           another process has the home
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from enhanced_agent_bus.outcome import Outcome, Receipt
+
+
+class BusError(Exception):
+    """What happened, to which message, and what to do now."""
+
+    default_code: ClassVar[str] = "error"
+
+    def __init__(self, message: str, *, code: str | None = None, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.default_code
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}. {self.remedy}" if self.remedy else self.message
+
+
+class Refused(BusError):
+    """The message was refused; `receipt` has the code and the reasons."""
+
+    def __init__(self, receipt: Receipt) -> None:
+        reason = receipt.reasons[0] if receipt.reasons else None
+        detail = f": {reason.message}" if reason and reason.message else ""
+        super().__init__(
+            f"message {receipt.message_id} to {receipt.recipient or '?'} was refused ({receipt.code}){detail}",
+            code=receipt.code,
+            remedy=reason.remedy if reason else "",
+        )
+        self.receipt = receipt
+
+
+class NotDelivered(BusError):
+    """A request was accepted and ended without a reply; `outcome` says how."""
+
+    def __init__(self, message_id: str, outcome: Outcome, *, code: str, remedy: str = "") -> None:
+        super().__init__(
+            f"request {message_id} got no reply ({code}); it ended as {outcome.state}", code=code, remedy=remedy
+        )
+        self.outcome = outcome
+
+
+class RequestTimeout(BusError, TimeoutError):
+    """No reply within the time that the requester gave."""
+
+    default_code = "request_timeout"
+
+
+class AuditUnavailable(BusError):
+    """Nothing can be recorded, so nothing was delivered. Sending again with the same id is safe."""
+
+    default_code = "audit_unavailable"
+
+
+class BusClosed(BusError):
+    """The bus takes no more messages."""
+
+    default_code = "bus_closed"
+
+
+class AgentExists(BusError):
+    """The id is registered and live, or belongs to another tenant."""
+
+    default_code = "agent_exists"
+
+
+class EngineMissing(BusError):
+    """The policy worker is not on this machine."""
+
+    default_code = "engine_missing"
+
+
+class ConstitutionRejected(BusError):
+    """A constitution did not pass; `reason` is one of contract §3, `details` name file, line and hint."""
+
+    default_code = "constitution_rejected"
+
+    def __init__(
+        self, message: str, *, reason: str, details: Sequence[Mapping[str, Any]] = (), remedy: str = ""
+    ) -> None:
+        super().__init__(message, remedy=remedy)
+        self.reason = reason
+        self.details = [dict(detail) for detail in details]
+
+
+class ConfigInvalid(BusError):
+    """A setting is unknown or has a value that it cannot have."""
+
+    default_code = "config_invalid"
+
+
+class StoreCorrupt(BusError):
+    """The home is damaged or incomplete; nothing is opened in its place."""
+
+    default_code = "store_corrupt"
+
+
+class StoreLocked(BusError):
+    """Another process has the home open."""
+
+    default_code = "store_locked"

@@ -1,0 +1,146 @@
+"""What a sender gets back: the receipt at once, the outcome at the end; and the lists that operators read."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+from enhanced_agent_bus.errors import Refused
+from enhanced_agent_bus.message import Message
+from enhanced_agent_bus.verdict import Reason
+
+ReceiptState = Literal["accepted", "held", "refused"]
+OutcomeState = Literal["delivered", "refused", "expired", "dead_lettered", "discarded"]
+
+#: The states in which a message can wait, and those in which it ends (contract §2).
+WAITING_STATES = ("queued", "in_flight", "retrying", "parked", "held", "handed_over")
+END_STATES = ("delivered", "refused", "expired", "dead_lettered", "discarded")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a message ended. `reply` is what the handler returned, once that was itself decided."""
+
+    state: OutcomeState
+    attempts: int = 0
+    code: str | None = None
+    reply: Message | None = None
+
+
+async def _no_outcome(_timeout_seconds: float | None) -> Outcome:
+    raise RuntimeError("this receipt was made without a bus")
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What became of one send: accepted, held or refused, and where that stands in the log."""
+
+    message_id: str
+    recipient: str
+    digest: str | None
+    state: ReceiptState
+    code: str | None
+    reasons: tuple[Reason, ...]
+    decision_id: str
+    constitution: str
+    revision: int
+    audit_seq: int
+    _outcome: Callable[[float | None], Awaitable[Outcome]] = field(default=_no_outcome, repr=False, compare=False)
+
+    @property
+    def ok(self) -> bool:
+        """True when the message was accepted (a held one is not yet)."""
+        return self.state == "accepted"
+
+    def raise_for_refusal(self) -> None:
+        """Raises: Refused, when the message was refused; accepted and held ones pass."""
+        if self.state == "refused":
+            raise Refused(self)
+
+    async def outcome(self, timeout: float | None = None) -> Outcome:
+        """Waits for the end of the message, at most `timeout` seconds.
+
+        Raises: TimeoutError, when it has not ended by then; the message goes on.
+        """
+        return await self._outcome(timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that could not be delivered and waits for a replay or a discard."""
+
+    message_id: str
+    sender: str
+    recipient: str
+    type: str
+    code: str
+    attempts: int
+    error: str  # the error's type; its text stands with the payload
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A message that has not ended, as `eab queue list` and `eab held list` show it."""
+
+    message_id: str
+    sender: str
+    recipient: str
+    type: str
+    state: str
+    priority: int
+    attempts: int
+    since: datetime
+    due: datetime | None = None
+    reasons: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AgentInfo:
+    """A registration, live in this process or remembered by the home."""
+
+    id: str
+    tenant: str
+    roles: tuple[str, ...]
+    capabilities: tuple[str, ...]
+    topics: tuple[str, ...]
+    constitution: str
+    live: bool
+    has_handler: bool
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """The constitution that decides from now on."""
+
+    digest: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """What closing did with the messages that were under way."""
+
+    delivered: int
+    kept: int
+    dead_lettered: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The state of the bus, with every weakening that is in force."""
+
+    accounting: dict[str, int]
+    security_state: list[str]
+    constitution: str
+    revision: int
+    bus: str
+    node: str
+    records: int
+    agents: int
+    engine: dict[str, str]
+    home: str
+    running: bool = True

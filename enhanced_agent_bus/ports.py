@@ -1,0 +1,266 @@
+"""All that can be plugged in, on one page, and the plain values that cross these borders.
+
+Whoever fills a port is chosen once, in `wiring.py`. Every implementation of a port passes the same suite
+in `tests/contract/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from enhanced_agent_bus.errors import BusError
+from enhanced_agent_bus.message import Envelope, Message
+from enhanced_agent_bus.verdict import Answer, Pass, Refusal
+
+
+@runtime_checkable
+class Gate(Protocol):
+    """A check of the user's own. All gates must pass, before the policy is asked; none of them can admit."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def check(self, message: Message) -> Pass | Refusal: ...
+
+
+class Clock(Protocol):
+    """Time, handed in, so that a run can be repeated."""
+
+    def now_us(self) -> int:
+        """Microseconds since 1970, UTC: what records and messages carry."""
+        ...
+
+    def monotonic(self) -> float:
+        """Seconds that never step back: deadlines, cache ages."""
+        ...
+
+    def policy_time(self) -> datetime:
+        """The time that policies see (UTC); fixed by `eab run --at`."""
+        ...
+
+
+# --- the policy decision point -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A constitution that an engine is ready to decide under."""
+
+    digest: str
+    revision: int
+    name: str
+    not_after: str | None  # RFC 3339 UTC
+    signed: bool
+    rules: tuple[str, ...]
+    read_paths: tuple[tuple[str, ...], ...]  # what the policy reads of the input; () is the whole of it
+    cacheable: bool  # False when a policy module says `with`
+    facts_read: bool
+    source: str  # "folder" or "bundle"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a constitution cannot be activated, at which place, and what to write instead."""
+
+    reason: str
+    message: str
+    file: str = ""
+    row: int = 0
+    col: int = 0
+    text: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """The result of every activation check of contract §3 on one folder or bundle."""
+
+    ok: bool
+    digest: str
+    revision: int
+    name: str
+    not_after: str | None
+    signed: bool
+    rules: tuple[str, ...]
+    read_paths: tuple[tuple[str, ...], ...]
+    widened: tuple[Mapping[str, Any], ...]
+    cacheable: bool
+    problems: tuple[Problem, ...]
+    tests: Mapping[str, Any] = field(default_factory=dict)
+
+
+class PolicyEngine(Protocol):
+    """Decides: a constitution's digest and an input document in, the decision document out."""
+
+    @property
+    def label(self) -> Mapping[str, str]:
+        """What decided, for the log: name, OPA version, digest of the capabilities file."""
+        ...
+
+    async def load(self, path: Path) -> Loaded:
+        """Makes a constitution ready. Raises: ConstitutionRejected."""
+        ...
+
+    async def check(self, path: Path) -> Checked: ...
+
+    async def pack(self, path: Path, out: Path) -> str:
+        """Writes the deterministic bundle of a folder or bundle; returns its constitutional hash."""
+        ...
+
+    async def decide(self, digest: str, tenant: str, document: bytes, timeout_seconds: float) -> Answer:
+        """Answers within the timeout, always with a value: nothing that goes wrong here is an allow."""
+        ...
+
+    async def drop(self, digest: str) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+# --- the ledger ----------------------------------------------------------------------------------------------------
+
+
+class FactChange(NamedTuple):
+    """The new value of one fact. `value` is JSON bytes as the fact book wrote them; None removes the row."""
+
+    scope: str  # sender, recipient... are agents: "agent"; "conversation"; "tenant"
+    owner: str
+    key: str
+    value: bytes | None
+
+
+class Opening(NamedTuple):
+    """A message row to insert with its first allow or hold; its `seq` is that record's."""
+
+    envelope: Envelope
+    state: str  # queued, parked or held
+    decision_id: str
+    added: bytes  # JSON: what this message has added to facts (so that it counts once)
+    holds: bytes  # JSON: what it waits for when held
+    hold_expires_us: int
+
+
+class Move(NamedTuple):
+    """The new state of a message that is already in the ledger."""
+
+    row: int  # seq of its opening record
+    was: str
+    state: str
+    attempts: int
+    due_us: int  # when the next attempt is due; 0 when none is
+    since_us: int
+    code: str | None
+    error: str | None  # the error's type, never its text
+    decision_id: str
+    added: bytes
+    expires_us: int
+    reply_id: str | None
+    forget: bool  # remove payload, headers and salt now (store_payloads = false)
+
+
+class AgentRow(NamedTuple):
+    """A registration as the home keeps it."""
+
+    id: str
+    tenant: str
+    roles: tuple[str, ...]
+    capabilities: tuple[str, ...]
+    topics: tuple[str, ...]
+    constitution: str
+    live: bool  # False after unregister; the id stays with its tenant
+
+
+@dataclass(slots=True)
+class Entry:
+    """One record, and all that changes in the same transaction.
+
+    `done(seq, None)` is called on the loop once it is durable, in the order of `put`; `done(-1, error)` when it is
+    not. `certain` marks what has happened whether or not it can be written (an outcome): it is kept and written after
+    the store has been mended, and `done` waits for that.
+    """
+
+    kind: str
+    fields: dict[str, Any]  # what the kind adds to v, seq, kind, at, bus and node (contract §10)
+    message_id: str | None = None
+    opening: Opening | None = None
+    move: Move | None = None
+    keep: Envelope | None = None  # payload, headers and salt to keep for a message that was refused
+    facts: Sequence[FactChange] = ()
+    texts: tuple[bytes, bytes] | None = None  # (salt, canonical JSON) of what stands apart from this record
+    agent: AgentRow | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)  # rows of the home's own key-value table
+    certain: bool = False
+    done: Callable[[int, BusError | None], None] | None = None
+
+
+class StoredMessage(NamedTuple):
+    """A message row, as read back. `envelope.body`, `.headers` and `.salt` are empty when they were forgotten."""
+
+    seq: int
+    envelope: Envelope
+    state: str
+    attempts: int
+    due_us: int
+    since_us: int
+    code: str | None
+    error: str | None
+    decision_id: str
+    added: bytes
+    holds: bytes
+    hold_expires_us: int
+    reply_id: str | None
+    has_content: bool
+
+
+class Ledger(Protocol):
+    """Records, message states, facts and registrations, changed together and durable before `done` is called.
+
+    One writer; `put` never blocks and keeps order. When the store fails, every entry that is not `certain` ends with
+    AuditUnavailable, `on_failure` is called before any of their `done`s (what was derived from them in memory is
+    void), and the store is closed, reopened and verified before it takes the next entry. An entry that failed and is
+    found on reopening after all (a doubtful record) is ended there as discarded.
+    """
+
+    @property
+    def bus(self) -> str: ...
+
+    @property
+    def node(self) -> str: ...
+
+    @property
+    def weakenings(self) -> tuple[str, ...]: ...
+
+    on_failure: Callable[[], None] | None
+
+    def put(self, entry: Entry) -> None: ...
+
+    def size(self) -> int:
+        """How many records are durable: the next seq."""
+        ...
+
+    def accounting(self) -> dict[str, int]:
+        """How many messages are in each state of the contract, `accepted` being their sum."""
+        ...
+
+    def find(self, message_id: str) -> StoredMessage | None: ...
+
+    def waiting(
+        self, states: Sequence[str], *, recipient: str | None = None, after_seq: int = -1, limit: int = 1000
+    ) -> list[StoredMessage]:
+        """Messages in these states in seq order, a page at a time."""
+        ...
+
+    def facts(self, scope: str, owner: str) -> dict[str, bytes]: ...
+
+    def fact_rows(self, scope: str | None = None, owner: str | None = None) -> list[FactChange]: ...
+
+    def agents(self) -> list[AgentRow]: ...
+
+    def setting(self, key: str) -> str | None: ...
+
+    async def close(self) -> None:
+        """Writes what is queued, a last checkpoint, and releases the home."""
+        ...

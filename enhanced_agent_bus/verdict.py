@@ -1,0 +1,123 @@
+"""Answers as values: what a gate says, what was decided, and the tickets that open the next door.
+
+Not here: how an answer is found (admission) or written (ledger).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from enhanced_agent_bus.message import Envelope
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a message was refused or held: which rule, its code, what happened and what to do."""
+
+    rule: str
+    code: str
+    message: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A gate has nothing against this message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A gate says no."""
+
+    code: str
+    message: str = ""
+    remedy: str = ""
+    reasons: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What a rule wants before it admits: `approvers` agents with one of `roles`, within `expires_seconds`."""
+
+    rule: str
+    approvers: int
+    roles: tuple[str, ...]
+    expires_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """A fact to write with an allow: exactly one of `value` (str adds to a set, number replaces) and `add` (sums)."""
+
+    scope: str
+    key: str
+    value: str | int | float | None = None
+    add: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an engine said to one question. `code` is None when `body` is the JSON of the decision document.
+
+    Otherwise policy_undefined, policy_error, policy_timeout or policy_unavailable, and `detail` says why.
+    """
+
+    code: str | None
+    body: bytes = b""
+    eval_us: int = 0
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """A decision document, parsed once and shared by every message that asks the same."""
+
+    allow: bool
+    reasons: tuple[Reason, ...] = ()
+    hold: tuple[Hold, ...] = ()
+    remember: tuple[Remember, ...] = ()
+    obligations: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """An agent as the registry vouches for it; `document` is its part of the policy's input."""
+
+    id: str
+    tenant: str
+    roles: tuple[str, ...]
+    capabilities: tuple[str, ...]
+    constitution: str = "latest"
+    document: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Addressed:
+    """Routing's ticket: the message has one sender and one recipient, both known."""
+
+    envelope: Envelope
+    sender: Party
+    recipient: Party
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """Admission's ticket: an allow on exactly these bytes. The ledger takes this, never a bare message."""
+
+    envelope: Envelope
+    decision_id: str
+    constitution: str
+    revision: int
+    obligations: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The ledger's ticket: the allow is on disk under `seq`. Delivery takes nothing else."""
+
+    admitted: Admitted
+    seq: int
