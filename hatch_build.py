@@ -126,7 +126,7 @@ def go_version(go: str) -> tuple[int, ...]:
 def go_wanted() -> str:
     """The Go version that pdp/go.mod asks for."""
     module = SOURCE / "go.mod"
-    found = re.search(r"^go (\S+)", module.read_text(), re.MULTILINE) if module.is_file() else None
+    found = re.search(r"^go (\d+(?:\.\d+)*)", module.read_text(), re.MULTILINE) if module.is_file() else None
     return found.group(1) if found else "1.26.0"
 
 
@@ -136,13 +136,13 @@ def go_wanted_numbers() -> tuple[int, ...]:
 
 
 def numbers(version: str) -> tuple[int, ...]:
-    """ "1.26.0" as (1, 26, 0)."""
+    """Turn 1.26.0 into (1, 26, 0)."""
     return tuple(int(part) for part in version.split("."))
 
 
 def go_environment() -> dict[str, str]:
     """This process's environment, without what would make Go build for or with something else."""
-    foreign = {"GOROOT", "GOOS", "GOARCH", "GO386", "GOAMD64", "GOARM", "GOARM64", "GOBIN"}
+    foreign = {"GOROOT", "GOOS", "GOARCH", "GO386", "GOAMD64", "GOARM", "GOARM64"}
     kept = {name: value for name, value in os.environ.items() if name not in foreign}
     return kept | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
 
