@@ -2,16 +2,19 @@
 # title: A budget for each sender and day
 # description: |
 #   A message to an agent with the capability `payments` is a payment, and its
-#   payload.amount counts against what its sender may spend on one day (UTC). Past the day's
-#   budget it is refused; above `hold_above` a single payment waits for an approver.
-#   Amounts are in one currency, whole or fractional, and above 0: a negative one would
-#   give budget back. What was spent is remembered under one key a day at the sender; a
-#   scope has room for 256 keys, so remove old ones once a year (`eab facts remove`).
+#   payload.amount counts against what its sender may spend on one day (UTC). Past the
+#   day's budget it is refused; above `hold_above` a single payment waits for an approver.
+#   Amounts are whole numbers above 0 in one currency: a negative one would give budget
+#   back, and facts are summed in whole numbers (where cents matter, count in cents). What
+#   was spent is remembered under one key a day at the sender; a scope has room for 256
+#   keys, so remove old ones now and then (`eab facts remove`).
 package bus.rules.daily_budget
 
 import data.bus.rules.daily_budget.settings
 
 default admit := false
+
+admit if within_budget
 
 # What is no payment may carry an amount (a quote does), but never one that is no number.
 admit if {
@@ -27,11 +30,6 @@ admit if {
 	is_number(amount)
 }
 
-admit if {
-	payment
-	spent + amount <= settings.day_budget
-}
-
 pays if settings.capability in input.recipient.capabilities
 
 payment if {
@@ -39,6 +37,12 @@ payment if {
 	not data.bus.reply.expected
 	is_number(amount)
 	amount > 0
+	floor(amount) == amount
+}
+
+within_budget if {
+	payment
+	spent + amount <= settings.day_budget
 }
 
 default amount := 0
@@ -59,17 +63,18 @@ hold contains {
 	"roles": settings.approver_roles,
 	"expires_in": settings.hold_seconds,
 } if {
-	payment
+	within_budget
 	amount > settings.hold_above
 }
 
-remember contains {"scope": "sender", "key": day, "add": amount} if payment
+# `floor` turns 40.0 into 40: `add` takes whole numbers.
+remember contains {"scope": "sender", "key": day, "add": floor(amount)} if within_budget
 
 default code := "amount_unclear"
 
 code := "over_day_budget" if payment
 
-default message := "the message needs an amount that is a number above 0, and has none"
+default message := "a payment needs an amount that is a whole number above 0; elsewhere an amount has to be a number"
 
 message := sprintf("%v on top of the %v already spent today would pass the day's budget of %v", [
 	amount,
@@ -81,4 +86,6 @@ message := sprintf("%v on top of the %v already spent today would pass the day's
 
 default remedy := "put the amount into payload.amount as a JSON number"
 
-remedy := "wait for the next day (UTC), pay less, or have day_budget in bus/rules/daily_budget/data.json raised" if payment
+remedy := "wait for the next day (UTC), pay less, or have day_budget in bus/rules/daily_budget/data.json raised" if {
+	payment
+}

@@ -40,6 +40,19 @@ test_a_payment_is_remembered_under_its_day if {
 	remembered == {{"scope": "sender", "key": "spent_2026-03-04", "add": 40}}
 }
 
+test_a_whole_number_may_be_written_as_a_float if {
+	remembered := daily_budget.remember with input as pay(40.0, {}) with data.bus.rules.daily_budget.settings as limits
+	json.marshal(remembered) == `[{"add":40,"key":"spent_2026-03-04","scope":"sender"}]`
+}
+
+test_what_is_refused_is_neither_held_nor_remembered if {
+	over := pay(501, {})
+	held := daily_budget.hold with input as over with data.bus.rules.daily_budget.settings as limits
+	held == set()
+	remembered := daily_budget.remember with input as over with data.bus.rules.daily_budget.settings as limits
+	remembered == set()
+}
+
 test_a_large_payment_waits_for_an_approver if {
 	held := daily_budget.hold with input as pay(101, {}) with data.bus.rules.daily_budget.settings as limits
 	held == {{"approvers": 1, "roles": ["finance"], "expires_in": 60}}
@@ -51,8 +64,8 @@ test_a_small_one_does_not_wait if {
 	held == set()
 }
 
-test_an_amount_that_is_no_number_above_0_is_refused if {
-	every amount in ["40", true, false, null, [40], {"value": 40}, 0, -40] {
+test_an_amount_that_is_no_whole_number_above_0_is_refused if {
+	every amount in ["40", true, false, null, [40], {"value": 40}, 0, -40, 40.5] {
 		not daily_budget.admit with input as pay(amount, {}) with data.bus.rules.daily_budget.settings as limits
 	}
 	not daily_budget.admit with input as to(["payments"], {}, {}) with data.bus.rules.daily_budget.settings as limits

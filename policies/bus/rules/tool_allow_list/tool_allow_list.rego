@@ -36,12 +36,15 @@ code := "tool_not_allowed" if is_array(asked)
 
 default message := "payload.tools is not a list"
 
-# Positions, not names: what was asked for may be anything, and of any length.
-message := sprintf("%s may not ask for the tools at these positions of payload.tools: %s", [
+# The position, not the name: what was asked for may be anything, and of any length.
+message := sprintf("%s may not ask for %v of the %v tools in payload.tools; the first is at position %v, from 0", [
 	input.sender.id,
-	concat(", ", [sprintf("%v", [position]) | some position, tool in asked; not allowed(tool)]),
+	count(refused),
+	count(asked),
+	min(refused),
 ]) if {
 	is_array(asked)
+	refused := {position | some position, tool in asked; not allowed(tool)}
 }
 
 default remedy := "give payload.tools as a list of names, such as [\"search.flights\"]"

@@ -47,7 +47,7 @@ test_what_is_no_list_of_names_is_refused if {
 test_the_refusal_says_where if {
 	said := tool_allow_list.message with input as ask(["search.flights", "shell.run", 7])
 		with data.bus.rules.tool_allow_list.settings as tools
-	said == "desk may not ask for the tools at these positions of payload.tools: 1, 2"
+	said == "desk may not ask for 2 of the 3 tools in payload.tools; the first is at position 1, from 0"
 	code := tool_allow_list.code with input as ask(["shell.run"]) with data.bus.rules.tool_allow_list.settings as tools
 	code == "tool_not_allowed"
 	remedy := tool_allow_list.remedy with input as ask(["shell.run"]) with data.bus.rules.tool_allow_list.settings as tools
