@@ -35,7 +35,7 @@ async def register_senders(bus: AgentBus) -> None:
     await bus.register("finance", tenant="acme", roles=["finance"])
     # It agreed to a constitution that is no longer the active one, and has to agree again before it may send.
     await bus.register("legacy", tenant="acme", roles=["planner"], constitution=RETIRED_CONSTITUTION)
-    # Registered and not at work: what is sent to it waits, and expires.
+    # Registered and not at work: what is sent to it is parked until it is, or expires.
     await bus.register("night-desk", tenant="acme", roles=["worker"])
 
 

@@ -40,7 +40,7 @@ class Day:
         end: str,
         **more: float | str | dict[str, str],
     ) -> None:
-        """One line; `end` is an outcome, `refused:<code>` or, for a rule of the constitution, `rule:<name>`."""
+        """One line; `end` is what `eab run` counts it as, `refused:<code>` or, for a rule of the constitution, `rule:<name>`."""
         text = json.dumps({"from": sender, **target, **more, "payload": payload})
         self.lanes.setdefault(sender, []).append(text)
         self.count(end)
@@ -98,7 +98,7 @@ def topics_and_capabilities(day: Day) -> None:
         day.line("globex-desk", {"topic": "trips"}, {"note": f"plan {number}"}, "delivered", type="event")
     for trip in range(501, 506):
         day.line("groups", {"capability": "trains"}, {"trip": trip}, "delivered", type="command")
-    day.line("desk", {"topic": "strikes"}, {"note": "nobody listens"}, "refused:recipient_unknown", type="event")
+    day.line("desk", {"topic": "strikes"}, {"note": "nobody listens"}, "no_subscriber", type="event")
     day.line("desk", {"capability": "ferries"}, {"trip": 506}, "refused:recipient_unknown")
     day.line("desk", {"to": "night-shift"}, {"trip": 507}, "refused:recipient_unknown")
     day.line("desk", {"to": "Night Desk"}, {"trip": 508}, "refused:malformed")
@@ -190,11 +190,12 @@ def broken_lines_and_agents(day: Day) -> None:
         day.count("retried")
     for trip in range(911, 915):
         day.line("groups", {"to": "fax"}, {"trip": trip}, "dead_lettered", type="command")
+        day.count("retried")
     for trip in range(921, 925):
         day.line("legacy", {"to": "booker"}, {"trip": trip}, "refused:constitution_mismatch", type="command")
     day.line("desk", {"to": "booker"}, {"trip": 931}, "refused:expired", type="command", expires_in=0)
     day.line("desk", {"to": "booker"}, {"trip": 932}, "refused:expired", type="command", expires_in=-HOUR_SECONDS)
-    day.line("desk", {"to": "night-desk"}, {"trip": 933}, "expired", type="command", expires_in=2)
+    day.line("desk", {"to": "night-desk"}, {"trip": 933}, "parked", type="command")
     day.line("desk", {"to": "trains"}, {"trip": 941}, "delivered", type="command", id="order-941")
     day.line("desk", {"to": "trains"}, {"trip": 941}, "repeated", type="command", id="order-941")
     day.line("desk", {"to": "trains"}, {"trip": 942}, "refused:replayed", type="command", id="order-941")
