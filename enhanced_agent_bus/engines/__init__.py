@@ -1,0 +1,1 @@
+"""What decides: OPA in processes of its own (worker)."""

@@ -1,0 +1,3 @@
+package main
+
+func (s *server) explain(r request) (any, error) { return nil, &failure{Code: "failed", Message: "x"} }
