@@ -1,0 +1,264 @@
+"""The home of a bus on disk: its names and keys, the lock that makes it one process's, and atomic file writes.
+
+Not here: what `bus.db` holds (store), `eab.toml` (settings), and the constitutions that are kept beside them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+
+from enhanced_agent_bus.errors import ConfigInvalid, StoreCorrupt, StoreLocked
+from enhanced_agent_bus.ledger.checkpoint import Signer
+
+HOME_VERSION = 1
+_UNFINISHED = "home.json.part"  # there while a home is being made; its db holds no record yet
+_MADE_HERE = frozenset({"lock", "doubt", "keys", "constitutions", "checkpoint", "bus.db", "bus.db-wal", "bus.db-shm"})
+_NO_DOUBT = -1
+
+
+def boot_id() -> str:
+    """Names this start of the machine, so that monotonic times can be compared; empty where it has no name."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Readers see the old bytes or the new ones, and so does whoever looks after a power loss."""
+    part = path.with_name(path.name + ".part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+    part.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class HomeLock:
+    """Held by the one process that has the home open; the file names its control socket, when that is elsewhere."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+
+    @classmethod
+    def take(cls, home: Path) -> HomeLock:
+        """Raises: StoreLocked, when another process (or another bus of this one) has the home."""
+        descriptor = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise StoreLocked(
+                f"the home {home} is open in another process",
+                remedy="stop that one, or talk to it: one home belongs to one process at a time",
+            ) from None
+        os.ftruncate(descriptor, 0)
+        return cls(descriptor)
+
+    def announce(self, socket: Path) -> None:
+        """Writes where the control socket is, for those who find the home locked."""
+        if self._descriptor is not None:
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, f"{socket}\n".encode(), 0)
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.ftruncate(self._descriptor, 0)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def control_socket(home: Path) -> Path | None:
+    """Where a bus that has this home open listens, as its lock file says, or else HOME/control.sock; None without."""
+    try:
+        named = (home / "lock").read_text().strip()
+    except OSError:
+        named = ""
+    socket = Path(named) if named else home / "control.sock"
+    return socket if socket.is_socket() else None
+
+
+@dataclass(slots=True)
+class Home:
+    """A home that this process has locked. `fresh` until its first record is written and `finish` was called."""
+
+    path: Path
+    bus: str
+    node: str
+    signer: Signer
+    lock: HomeLock
+    fresh: bool
+
+    @property
+    def origin(self) -> str:
+        """The log's name in checkpoints."""
+        return f"{self.bus}/{self.node}"
+
+    @property
+    def database(self) -> Path:
+        return self.path / "bus.db"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint"
+
+    @property
+    def constitutions(self) -> Path:
+        return self.path / "constitutions"
+
+    def finish(self) -> None:
+        """From here on this folder is a home: what is missing from it later was lost."""
+        (self.path / _UNFINISHED).replace(self.path / "home.json")
+        sync_folder(self.path)
+        self.fresh = False
+
+    def read_mark(self) -> dict[str, Any] | None:
+        """The high-water mark that the bus keeps in home.json (its constitution's revision); None when there is none."""
+        mark = _names(self._file()).get("high_water")
+        return dict(mark) if isinstance(mark, dict) else None
+
+    def write_mark(self, mark: Mapping[str, Any]) -> None:
+        """Keeps the mark, outside the database, so that losing the one does not lose the other."""
+        file = self._file()
+        write_atomically(file, _dump({**_names(file), "high_water": dict(mark)}))
+
+    def read_doubt(self) -> int | None:
+        """From which seq on records were reported as not written by a store that then broke; None when none were."""
+        try:
+            seq = int((self.path / "doubt").read_bytes() or b"-1")
+        except (FileNotFoundError, ValueError):
+            return None
+        return None if seq == _NO_DOUBT else seq
+
+    def write_doubt(self, seq: int | None) -> None:
+        """Notes it in place, in a file that has the room already: the disk may be full just now. Raises: OSError."""
+        descriptor = os.open(self.path / "doubt", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.pwrite(descriptor, b"%020d" % (_NO_DOUBT if seq is None else seq), 0)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def release(self) -> None:
+        self.lock.release()
+
+    def _file(self) -> Path:
+        return self.path / (_UNFINISHED if self.fresh else "home.json")
+
+
+def is_new(path: Path) -> bool:
+    """True for a folder that is none, is empty, has at most an eab.toml, or where the making of a home was cut off."""
+    if (path / "home.json").exists() or not path.is_dir():
+        return not path.exists()
+    names = set(os.listdir(path)) - {"eab.toml", "eab.toml.part", "lock"}
+    return not names or (_UNFINISHED in names and names <= _MADE_HERE | {_UNFINISHED, "home.json.part.part"})
+
+
+def open_home(path: str | Path, *, make: bool = True) -> Home:
+    """Locks a home, and makes it first where there is none and `make` is set.
+
+    Raises: StoreLocked; StoreCorrupt, for a home with parts missing; ConfigInvalid, for a folder that is no home.
+    """
+    folder = Path(path).absolute()
+    if is_new(folder):
+        if not make:
+            raise ConfigInvalid(f"there is no home at {folder}", remedy="make one with `eab init`, or name another")
+        try:
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigInvalid(f"the home {folder} cannot be made: {error.strerror}", remedy="name another") from None
+    elif not (folder / "home.json").exists():
+        raise _no_home(folder)
+    lock = HomeLock.take(folder)
+    try:
+        # Asked again: whoever had the lock until now may have made the home meanwhile.
+        return _make(folder, lock) if is_new(folder) else _recognise(folder, lock)
+    except BaseException:
+        lock.release()
+        raise
+
+
+def _no_home(folder: Path) -> ConfigInvalid | StoreCorrupt:
+    if folder.is_dir() and (folder / "bus.db").exists():
+        return StoreCorrupt(
+            f"the home {folder} has a bus.db and no home.json", remedy="restore home.json and keys/ from a backup"
+        )
+    return ConfigInvalid(
+        f"{folder} is not a home, and not empty either", remedy="name an empty folder, or one that `eab init` made"
+    )
+
+
+def _make(folder: Path, lock: HomeLock) -> Home:
+    bus, node = f"bus-{secrets.token_hex(6)}", f"node-{secrets.token_hex(4)}"
+    signer = Signer(f"{bus}/{node}", Ed25519PrivateKey.generate())
+    # The names first, under a name that says "unfinished"; whatever an earlier attempt left is written over.
+    write_atomically(folder / _UNFINISHED, _dump({"v": HOME_VERSION, "bus": bus, "node": node}))
+    for name in ("bus.db", "bus.db-wal", "bus.db-shm", "checkpoint", "doubt"):
+        (folder / name).unlink(missing_ok=True)
+    (folder / "keys").mkdir(mode=0o700, exist_ok=True)
+    (folder / "constitutions").mkdir(exist_ok=True)
+    pem = signer.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    write_atomically(folder / "keys" / "log.key", pem, mode=0o600)
+    write_atomically(folder / "keys" / "log.vkey", f"{signer.verifier.vkey}\n".encode())
+    home = Home(folder, bus, node, signer, lock, fresh=True)
+    home.write_doubt(None)
+    return home
+
+
+def _recognise(folder: Path, lock: HomeLock) -> Home:
+    if not (folder / "home.json").exists():
+        raise _no_home(folder)
+    names = _names(folder / "home.json")
+    bus, node = names.get("bus"), names.get("node")
+    if names.get("v") != HOME_VERSION or not isinstance(bus, str) or not isinstance(node, str):
+        raise StoreCorrupt(f"{folder / 'home.json'} cannot be read", remedy="restore it from a backup")
+    try:
+        key = load_pem_private_key((folder / "keys" / "log.key").read_bytes(), password=None)
+    except (OSError, ValueError) as error:
+        raise StoreCorrupt(
+            f"the log's key {folder / 'keys' / 'log.key'} cannot be read ({type(error).__name__})",
+            remedy="restore keys/ from a backup",
+        ) from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise StoreCorrupt(f"{folder / 'keys' / 'log.key'} is no Ed25519 key", remedy="restore keys/ from a backup")
+    database = folder / "bus.db"
+    if not database.is_file() or not database.stat().st_size:
+        raise StoreCorrupt(
+            f"the home {folder} has lost its bus.db",
+            remedy="restore it from a backup; nothing is started in its place",
+        )
+    return Home(folder, bus, node, Signer(f"{bus}/{node}", key), lock, fresh=False)
+
+
+def _names(file: Path) -> dict[str, Any]:
+    try:
+        names = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise StoreCorrupt(
+            f"{file} cannot be read ({type(error).__name__})", remedy="restore it from a backup"
+        ) from None
+    return names if isinstance(names, dict) else {}
+
+
+def _dump(names: Mapping[str, Any]) -> bytes:
+    return json.dumps(names, indent=2).encode() + b"\n"

@@ -1,0 +1,260 @@
+"""The ledger that keeps nothing: the same port, in memory, for tests and for `open_bus(":memory:")`.
+
+What it holds is bounded: open messages, dead letters, those that ended lately, and the newest records.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Final, NamedTuple
+
+from enhanced_agent_bus.errors import AuditUnavailable, BusError
+from enhanced_agent_bus.ledger import rows
+from enhanced_agent_bus.outcome import END_STATES, WAITING_STATES
+from enhanced_agent_bus.ports import AgentRow, Clock, Entry, FactChange, Move, Opening, StoredMessage
+
+#: The oldest record goes when there are more.
+RECORDS_MAX: Final = 10_000
+#: The message that ended first is forgotten when there are more; dead letters are counted apart, the same way.
+ENDED_MAX: Final = 10_000
+_GONE: Final = frozenset(END_STATES) - {"dead_lettered"}
+_REMEDY: Final = "nothing was delivered; send again with the same id"
+
+
+class _Kept(NamedTuple):
+    opening: Opening
+    at_us: int
+
+
+class MemoryLedger:
+    """Fills `ports.Ledger` without a disk; `done` is called before `put` returns.
+
+    Records are made into bytes only when they are read, so one that is too large is not noticed before.
+    """
+
+    weakenings: tuple[str, ...] = ("memory_ledger",)
+
+    def __init__(self, *, clock: Clock, bus: str = "bus-memory", node: str = "node-memory") -> None:
+        self.on_failure: Callable[[], None] | None = None
+        self._bus = bus
+        self._node = node
+        self._now_us = clock.now_us
+        self._size = 0
+        self._at_us = 0
+        self._counts = {"accepted": 0, **dict.fromkeys(WAITING_STATES, 0), **dict.fromkeys(END_STATES, 0)}
+        self._seqs: dict[str, int] = {}  # message id to seq
+        self._messages: dict[int, _Kept] = {}  # in seq order
+        self._moves: dict[int, Move] = {}  # the newest one of a message
+        self._ended: deque[int] = deque()
+        self._dead: dict[int, None] = {}  # an ordered set
+        self._facts: dict[tuple[str, str], dict[str, bytes]] = {}
+        self._agents: dict[str, AgentRow] = {}
+        self._settings: dict[str, str] = {}
+        self._records: deque[tuple[int, int, Entry]] = deque(maxlen=RECORDS_MAX)
+        self._down: str | None = None
+        self._certain: list[Entry] = []
+
+    @property
+    def bus(self) -> str:
+        return self._bus
+
+    @property
+    def node(self) -> str:
+        return self._node
+
+    def put(self, entry: Entry) -> None:
+        if self._down is not None:
+            self._refuse(entry, self._down)
+            return
+        seq = self._size
+        now_us = self._now_us()
+        self._at_us = max(self._at_us, now_us)
+        opening = entry.opening
+        if opening is not None:
+            message_id = opening.envelope.id
+            if message_id in self._seqs:
+                self._tell(entry, BusError(f"there is a message {message_id} already", code="malformed"))
+                return
+            self._seqs[message_id] = seq
+            self._messages[seq] = _Kept(opening, self._at_us)
+            self._counts["accepted"] += 1
+            self._counts[opening.state] += 1
+        if entry.move is not None:
+            self._move(entry.move)
+        for scope, owner, key, value in entry.facts:
+            self._fact(scope, owner, key, value)
+        if entry.agent is not None:
+            self._agents[entry.agent.id] = entry.agent
+        if entry.settings:
+            self._settings.update(entry.settings)
+        self._records.append((seq, self._at_us, entry))
+        self._size = seq + 1
+        if entry.done is not None:
+            entry.done(seq, None)
+
+    def _move(self, move: Move) -> None:
+        row, state = move.row, move.state
+        self._counts[move.was] -= 1
+        self._counts[state] += 1
+        if row not in self._messages:
+            return
+        self._moves[row] = move
+        if move.was == "dead_lettered":
+            self._dead.pop(row, None)
+        if state == "dead_lettered":
+            self._dead[row] = None
+            if len(self._dead) > ENDED_MAX:
+                self._forget(next(iter(self._dead)))
+        elif state in _GONE:
+            self._ended.append(row)
+            if len(self._ended) > ENDED_MAX:
+                self._forget(self._ended.popleft())
+
+    def _forget(self, row: int) -> None:
+        self._dead.pop(row, None)
+        self._moves.pop(row, None)
+        kept = self._messages.pop(row)
+        del self._seqs[kept.opening.envelope.id]
+
+    def _fact(self, scope: str, owner: str, key: str, value: bytes | None) -> None:
+        facts = self._facts.get((scope, owner))
+        if facts is None:
+            facts = self._facts[scope, owner] = {}
+        if value is None:
+            facts.pop(key, None)
+            if not facts:
+                del self._facts[scope, owner]
+        else:
+            facts[key] = value
+
+    def size(self) -> int:
+        return self._size
+
+    def accounting(self) -> dict[str, int]:
+        return self._counts.copy()
+
+    def records(self) -> list[bytes]:
+        """The newest records, as a home would have stored them."""
+        return [
+            b'{"v":1,"seq":%d,"kind":"%b","at":"%b","bus":"%b","node":"%b"%b'
+            % (
+                seq,
+                entry.kind.encode(),
+                rows.rfc3339(at_us).encode(),
+                self._bus.encode(),
+                self._node.encode(),
+                rows.rest_of_record(entry),
+            )
+            for seq, at_us, entry in self._records
+        ]
+
+    def find(self, message_id: str) -> StoredMessage | None:
+        seq = self._seqs.get(message_id)
+        return None if seq is None else self._stored(seq)
+
+    def waiting(
+        self, states: Sequence[str], *, recipient: str | None = None, after_seq: int = -1, limit: int = 1000
+    ) -> list[StoredMessage]:
+        found = (
+            self._stored(seq)
+            for seq, kept in self._messages.items()
+            if seq > after_seq
+            and self._state(seq) in states
+            and (recipient is None or kept.opening.envelope.recipient == recipient)
+        )
+        return list(islice(found, limit))
+
+    def _state(self, seq: int) -> str:
+        move = self._moves.get(seq)
+        return self._messages[seq].opening.state if move is None else move.state
+
+    def _stored(self, seq: int) -> StoredMessage:
+        opening, at_us = self._messages[seq]
+        envelope, move = opening.envelope, self._moves.get(seq)
+        if move is None:
+            return StoredMessage(
+                seq,
+                envelope,
+                opening.state,
+                0,
+                0,
+                at_us,
+                None,
+                None,
+                opening.decision_id,
+                opening.added,
+                opening.holds,
+                opening.hold_expires_us,
+                None,
+                has_content=True,
+            )
+        envelope = envelope._replace(expires_us=move.expires_us)
+        if move.forget:
+            envelope = envelope._replace(body=b"", headers={}, salt=b"")
+        return StoredMessage(
+            seq,
+            envelope,
+            move.state,
+            move.attempts,
+            move.due_us,
+            move.since_us,
+            move.code,
+            move.error,
+            move.decision_id,
+            move.added,
+            opening.holds,
+            opening.hold_expires_us,
+            move.reply_id,
+            has_content=not move.forget,
+        )
+
+    def facts(self, scope: str, owner: str) -> dict[str, bytes]:
+        return dict(sorted(self._facts.get((scope, owner), {}).items()))
+
+    def fact_rows(self, scope: str | None = None, owner: str | None = None) -> list[FactChange]:
+        return sorted(
+            FactChange(its_scope, its_owner, key, value)
+            for (its_scope, its_owner), facts in self._facts.items()
+            if scope in (None, its_scope) and owner in (None, its_owner)
+            for key, value in facts.items()
+        )
+
+    def agents(self) -> list[AgentRow]:
+        return [self._agents[agent_id] for agent_id in sorted(self._agents)]
+
+    def setting(self, key: str) -> str | None:
+        return self._settings.get(key)
+
+    async def close(self) -> None:
+        self._down = "the log is closed"
+        self._certain = []
+
+    # --- for tests: a store that breaks ----------------------------------------------------------------------------
+
+    def break_down(self, why: str = "the disk was taken away") -> None:
+        """From now on nothing can be recorded, as when a disk is full."""
+        self._down = why
+        if self.on_failure is not None:
+            self.on_failure()
+
+    def mend(self) -> None:
+        """The store works again; what is certain and could not be written, is written now."""
+        self._down = None
+        certain, self._certain = self._certain, []
+        for entry in certain:
+            self.put(entry)
+
+    def _refuse(self, entry: Entry, why: str) -> None:
+        if entry.certain and why != "the log is closed":
+            self._certain.append(entry)
+            return
+        if self.on_failure is not None:
+            self.on_failure()
+        self._tell(entry, AuditUnavailable(f"nothing can be recorded: {why}", remedy=_REMEDY))
+
+    @staticmethod
+    def _tell(entry: Entry, error: BusError) -> None:
+        if entry.done is not None:
+            entry.done(-1, error)

@@ -1,0 +1,117 @@
+"""All SQL of the ledger in one place.
+
+Rows are written many at a time: each statement gives up Python's lock once, and getting it back from a busy event loop
+is what a small statement costs. Hence one statement for up to 256 rows. Not here: when which one is run (store).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+SCHEMA_VERSION: Final = 1
+APPLICATION_ID: Final = 0x45414231  # "EAB1"
+#: How many rows one statement takes, tried in this order.
+CHUNKS: Final = (256, 64, 16, 4, 1)
+#: Messages that are listed: those that wait, and dead letters, which may be replayed.
+LISTED_STATES: Final = ("queued", "retrying", "parked", "held", "handed_over", "dead_lettered")
+
+SCHEMA: Final = f"""
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {SCHEMA_VERSION};
+CREATE TABLE records (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, message_id TEXT, body BLOB NOT NULL);
+CREATE INDEX records_by_message ON records (message_id) WHERE message_id IS NOT NULL;
+CREATE TABLE messages (
+  seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, state TEXT NOT NULL, recipient TEXT NOT NULL,
+  envelope TEXT NOT NULL, attempts INTEGER NOT NULL, due_us INTEGER NOT NULL, since_us INTEGER NOT NULL,
+  code TEXT, error TEXT, decision_id TEXT NOT NULL, added BLOB NOT NULL, holds BLOB NOT NULL,
+  hold_expires_us INTEGER NOT NULL, expires_us INTEGER NOT NULL, reply_id TEXT);
+CREATE INDEX messages_listed ON messages (state, seq) WHERE state IN {LISTED_STATES};
+CREATE TABLE payloads (
+  seq INTEGER PRIMARY KEY, message_id TEXT NOT NULL, salt BLOB NOT NULL, body BLOB NOT NULL, headers BLOB NOT NULL);
+CREATE INDEX payloads_by_message ON payloads (message_id);
+CREATE TABLE texts (seq INTEGER PRIMARY KEY, salt BLOB NOT NULL, body BLOB NOT NULL);
+CREATE TABLE facts (
+  scope TEXT NOT NULL, owner TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, UNIQUE (scope, owner, key));
+CREATE TABLE agents (id TEXT PRIMARY KEY, tenant TEXT NOT NULL, agent TEXT NOT NULL);
+CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE checkpoints (size INTEGER PRIMARY KEY, seq INTEGER NOT NULL, note TEXT NOT NULL, frontier BLOB NOT NULL);
+CREATE TABLE head (
+  id INTEGER PRIMARY KEY CHECK (id = 0), size INTEGER NOT NULL, at_us INTEGER NOT NULL, frontier BLOB NOT NULL,
+  accounting TEXT NOT NULL);
+INSERT INTO head VALUES (0, 0, 0, x'', '{{}}');
+"""
+
+
+def _many(before: str, width: int, after: str = "") -> dict[int, str]:
+    row = f"({', '.join('?' * width)})"
+    return {rows: f"{before} {', '.join([row] * rows)}{after}" for rows in CHUNKS}
+
+
+MESSAGE_WIDTH: Final = 16
+MOVE_WIDTH: Final = 11
+
+INSERT_RECORDS: Final = _many("INSERT INTO records VALUES", 4)
+INSERT_MESSAGES: Final = _many("INSERT INTO messages VALUES", MESSAGE_WIDTH)
+INSERT_PAYLOADS: Final = _many("INSERT INTO payloads VALUES", 5)
+INSERT_TEXTS: Final = _many("INSERT INTO texts VALUES", 3)
+MOVE_MESSAGES: Final = _many(
+    "UPDATE messages SET state = column2, attempts = column3, due_us = column4, since_us = column5, code = column6,"
+    " error = column7, decision_id = column8, added = column9, expires_us = column10, reply_id = column11"
+    " FROM (VALUES",
+    MOVE_WIDTH,
+    ") WHERE seq = column1",
+)
+PUT_FACTS: Final = _many(
+    "INSERT INTO facts VALUES", 4, " ON CONFLICT (scope, owner, key) DO UPDATE SET value = excluded.value"
+)
+REMOVE_FACT: Final = "DELETE FROM facts WHERE scope = ? AND owner = ? AND key = ?"
+FORGET_PAYLOADS: Final = {
+    rows: f"DELETE FROM payloads WHERE seq IN ({', '.join('?' * rows)})"  # noqa: S608 - only question marks
+    for rows in CHUNKS
+}
+PUT_AGENT: Final = "INSERT INTO agents VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET tenant = excluded.tenant, agent = excluded.agent"
+PUT_SETTING: Final = "INSERT INTO settings VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
+PUT_CHECKPOINT: Final = "INSERT INTO checkpoints VALUES (?, ?, ?, ?)"
+PUT_HEAD: Final = "UPDATE head SET size = ?, at_us = ?, frontier = ?, accounting = ? WHERE id = 0"
+
+GET_HEAD: Final = "SELECT size, at_us, frontier, accounting FROM head WHERE id = 0"
+COUNT_RECORDS: Final = "SELECT coalesce(max(seq) + 1, 0) FROM records"
+NEWEST_CHECKPOINT: Final = "SELECT size, seq, note, frontier FROM checkpoints ORDER BY size DESC LIMIT 1"
+CHECKPOINT_BEFORE: Final = (
+    "SELECT size, seq, note, frontier FROM checkpoints WHERE size <= ? ORDER BY size DESC LIMIT 1"
+)
+CHECKPOINT_AT: Final = "SELECT size, seq, note, frontier FROM checkpoints WHERE size = ?"
+RECORDS_FROM: Final = "SELECT seq, body FROM records WHERE seq >= ? ORDER BY seq LIMIT ?"
+COUNT_LISTED: Final = f"SELECT state, count(*) FROM messages WHERE state IN {LISTED_STATES} GROUP BY state"  # noqa: S608 - constants
+OPENED_SINCE: Final = "SELECT seq, id, state, decision_id, added, expires_us FROM messages WHERE seq >= ? AND state NOT IN (?, ?, ?, ?, ?)"
+STATE_OF: Final = "SELECT state FROM messages WHERE seq = ?"
+
+_MESSAGE: Final = (
+    "SELECT m.seq, m.id, m.state, m.recipient, m.envelope, m.attempts, m.due_us, m.since_us, m.code, m.error,"
+    " m.decision_id, m.added, m.holds, m.hold_expires_us, m.expires_us, m.reply_id, p.salt, p.body, p.headers"
+    " FROM messages m LEFT JOIN payloads p ON p.seq = m.seq"
+)
+FIND_MESSAGE: Final = f"{_MESSAGE} WHERE m.id = ?"
+#: The state is written into the text: only so can SQLite use the partial index.
+LIST_MESSAGES: Final = {
+    state: f"{_MESSAGE} WHERE m.state = '{state}' AND m.seq > ?1 AND (?2 IS NULL OR m.recipient = ?2)"
+    " ORDER BY m.seq LIMIT ?3"
+    for state in LISTED_STATES
+}
+FACTS_OF: Final = "SELECT key, value FROM facts WHERE scope = ? AND owner = ? ORDER BY key"
+FACT_ROWS: Final = (
+    "SELECT scope, owner, key, value FROM facts WHERE (?1 IS NULL OR scope = ?1) AND (?2 IS NULL OR owner = ?2)"
+    " ORDER BY scope, owner, key"
+)
+AGENTS: Final = "SELECT agent FROM agents ORDER BY id"
+SETTING: Final = "SELECT value FROM settings WHERE key = ?"
+
+
+def chunks(count: int) -> Sequence[int]:
+    """Into which statement sizes `count` rows are split."""
+    sizes: list[int] = []
+    for size in CHUNKS:
+        sizes += [size] * (count // size)
+        count %= size
+    return sizes

@@ -1,0 +1,368 @@
+"""The ledger that keeps: entries queue up on the loop, one writer thread commits all that came during the last fsync.
+
+Not here: what a commit consists of (store), what is read back (reads), what the home is (home).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from enhanced_agent_bus.errors import AuditUnavailable, BusError
+from enhanced_agent_bus.ledger import rows
+from enhanced_agent_bus.ledger.home import Home
+from enhanced_agent_bus.ledger.reads import Reads
+from enhanced_agent_bus.ledger.store import Queued, Store
+from enhanced_agent_bus.ports import AgentRow, Clock, Entry, FactChange, StoredMessage
+
+#: More entries than this wait for the next commit; a commit of so many takes some 50 ms.
+BATCH_ENTRIES_MAX: Final = 2000
+#: A broken store is tried again at the next put, and at least this often.
+MEND_SECONDS: Final = 1.0
+#: What SQLite says of values that it will never take; the disk is fine.
+UNWRITABLE: Final = (
+    sqlite3.IntegrityError,
+    sqlite3.InterfaceError,
+    sqlite3.ProgrammingError,
+    sqlite3.DataError,
+    KeyError,
+    TypeError,
+    OverflowError,
+)
+_REMEDY: Final = "nothing was delivered; once the disk answers, send again with the same id"
+
+
+class _Committed(NamedTuple):
+    """What the loop hears of a commit."""
+
+    first: int
+    entries: list[Entry]
+    size: int
+    accounting: dict[str, int]
+
+
+class SqliteLedger:
+    """Fills `ports.Ledger` with a home on disk; opened by `open`, put to on the loop's thread only."""
+
+    weakenings: tuple[str, ...] = ()
+
+    def __init__(self, home: Home, store: Store, writer: _Writer) -> None:
+        self.on_failure: Callable[[], None] | None = None
+        self._home = home
+        self._writer = writer
+        self._queue = writer.queue
+        self._reads = Reads(home.database)
+        self._pid = os.getpid()
+        self._generation = 0
+        self._closed = False
+        self._size = store.head.size
+        self._accounting = store.head.accounting.copy()
+
+    @classmethod
+    async def open(
+        cls, home: Home, *, clock: Clock, checkpoint_seconds: float = 10.0, checkpoint_records: int = 1000
+    ) -> SqliteLedger:
+        """Opens and verifies the log of a home that this process has locked.
+
+        Raises: StoreCorrupt; AuditUnavailable, when the disk does not answer.
+        """
+        store = await asyncio.to_thread(_open_store, home, clock)
+        writer = _Writer(home, clock, store, checkpoint_seconds, checkpoint_records)
+        ledger = cls(home, store, writer)
+        writer.start(asyncio.get_running_loop(), ledger)
+        return ledger
+
+    @property
+    def bus(self) -> str:
+        return self._home.bus
+
+    @property
+    def node(self) -> str:
+        return self._home.node
+
+    def put(self, entry: Entry) -> None:
+        try:
+            rest = rows.rest_of_record(entry)
+        except BusError as error:
+            _tell(entry, -1, error)
+            return
+        except (TypeError, ValueError) as error:
+            _tell(entry, -1, BusError(f"a {entry.kind} record cannot be written as JSON: {error}", code="malformed"))
+            return
+        if self._closed or os.getpid() != self._pid:
+            why = "the log is closed" if self._closed else "the log belongs to the process that was forked"
+            _tell(entry, -1, AuditUnavailable(why, remedy="open the bus anew"))
+            return
+        self._queue.put(Queued(entry, rest, self._generation))
+
+    def size(self) -> int:
+        return self._size
+
+    def accounting(self) -> dict[str, int]:
+        return self._accounting.copy()
+
+    def find(self, message_id: str) -> StoredMessage | None:
+        return self._read().find(message_id)
+
+    def waiting(
+        self, states: Sequence[str], *, recipient: str | None = None, after_seq: int = -1, limit: int = 1000
+    ) -> list[StoredMessage]:
+        return self._read().waiting(states, recipient, after_seq, limit)
+
+    def facts(self, scope: str, owner: str) -> dict[str, bytes]:
+        return self._read().facts(scope, owner)
+
+    def fact_rows(self, scope: str | None = None, owner: str | None = None) -> list[FactChange]:
+        return self._read().fact_rows(scope, owner)
+
+    def agents(self) -> list[AgentRow]:
+        return self._read().agents()
+
+    def setting(self, key: str) -> str | None:
+        return self._read().setting(key)
+
+    def _read(self) -> Reads:
+        if os.getpid() != self._pid:
+            raise AuditUnavailable("the log belongs to the process that was forked", remedy="open the bus anew")
+        return self._reads
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        # Read connections first: the last one to close folds the WAL into the database.
+        self._reads.close()
+        await self._writer.close()
+        self._home.release()
+
+    # --- what the writer reports, on the loop ----------------------------------------------------------------------
+
+    def heard(self, commits: _Committed) -> None:
+        """A commit is durable."""
+        first, entries, self._size, self._accounting = commits
+        for seq, entry in enumerate(entries, first):
+            _tell(entry, seq, None)
+
+    def failed(self, entries: list[Entry], error: AuditUnavailable, generation: int) -> None:
+        """The store broke; entries put until now belong to what is void."""
+        if generation > self._generation:
+            self._generation = generation
+            self._reads.close()
+            if self.on_failure is not None:
+                self.on_failure()
+        for entry in entries:
+            _tell(entry, -1, error)
+
+
+def _tell(entry: Entry, seq: int, error: BusError | None) -> None:
+    if entry.done is None:
+        return
+    try:
+        entry.done(seq, error)
+    except Exception as broken:  # noqa: BLE001 - as asyncio does: one caller's bug must not cost the others their answer
+        asyncio.get_running_loop().call_exception_handler({"message": "Entry.done raised", "exception": broken})
+
+
+def _open_store(home: Home, clock: Clock) -> Store:
+    try:
+        store = Store.open(home, clock)
+        doubt = home.read_doubt()
+        if doubt is not None:
+            try:
+                store.end_doubtful(doubt)
+            except BaseException:
+                store.close()
+                raise
+    except (sqlite3.Error, OSError) as error:
+        raise AuditUnavailable(f"the log cannot be opened: {error}", remedy="look at the disk it is on") from error
+    return store
+
+
+class _Writer:
+    """The thread that owns the store: takes what queued, commits, reports; mends the store when it broke."""
+
+    def __init__(
+        self, home: Home, clock: Clock, store: Store, checkpoint_seconds: float, checkpoint_records: int
+    ) -> None:
+        self.queue: queue.SimpleQueue[Queued | None] = queue.SimpleQueue()
+        self._home = home
+        self._clock = clock
+        self._store: Store | None = store
+        self._checkpoint_seconds = checkpoint_seconds
+        self._checkpoint_records = checkpoint_records
+        self._generation = 0
+        self._broken_at = 0  # size of the log when the store broke
+        self._doubtful: list[Queued] = []  # the batch that may or may not be on disk
+        self._certain: list[Queued] = []  # what has happened and must still be written
+        self._stopping = False
+
+    def start(self, loop: asyncio.AbstractEventLoop, ledger: SqliteLedger) -> None:
+        self._loop = loop
+        self._ledger = ledger
+        self._ended = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name="eab-ledger", daemon=True)
+        self._thread.start()
+
+    async def close(self) -> None:
+        self.queue.put(None)
+        await self._ended.wait()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            batch = self._take()
+            try:
+                self._turn(batch)
+            except Exception as error:  # noqa: BLE001 - whatever broke, nothing of this batch counts as recorded
+                self._break(batch, error)
+        self._finish()
+        self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _take(self) -> list[Queued]:
+        """All that has queued, waiting for the first until something else is due."""
+        try:
+            item = self.queue.get(timeout=self._idle_seconds())
+        except queue.Empty:
+            return []
+        batch: list[Queued] = []
+        get = self.queue.get_nowait
+        for _ in range(min(self.queue.qsize(), BATCH_ENTRIES_MAX - 1)):
+            if item is not None:
+                batch.append(item)
+            else:
+                self._stopping = True
+            item = get()
+        if item is not None:
+            batch.append(item)
+        else:
+            self._stopping = True
+        return batch
+
+    def _idle_seconds(self) -> float:
+        if self._store is None:
+            return MEND_SECONDS
+        due = self._store.checkpoint_due_in(self._checkpoint_seconds)
+        file_due = self._store.file_due_in()
+        # A moment of quiet is when the file is written; it is overdue only under load.
+        return 0.0 if file_due is not None else max(0.0, due)
+
+    def _turn(self, batch: list[Queued]) -> None:
+        store = self._store if self._store is not None else self._mend()
+        stale = [item.entry for item in batch if item.generation < self._generation and not item.entry.certain]
+        if stale:
+            # Put before the loop had heard that the store broke: void like the rest of that time.
+            self._post(self._ledger.failed, stale, _unavailable("the log broke meanwhile"), self._generation)
+        batch[:] = self._certain + [i for i in batch if i.generation >= self._generation or i.entry.certain]
+        self._certain = []
+        if batch:
+            self._write(store, batch)
+            batch.clear()
+        if (
+            store.records_since_checkpoint() >= self._checkpoint_records
+            or store.checkpoint_due_in(self._checkpoint_seconds) <= 0
+        ):
+            store.checkpoint()
+            self._report(store, store.head.size, [])
+        file_due = store.file_due_in()
+        if file_due is not None and (file_due <= 0 or self.queue.empty()):
+            store.file_checkpoint()
+
+    def _write(self, store: Store, batch: list[Queued]) -> None:
+        try:
+            first = store.write(batch)
+        except UNWRITABLE:
+            store.roll_back()
+            self._write_singly(store, batch)
+        else:
+            self._report(store, first, batch)
+
+    def _write_singly(self, store: Store, batch: list[Queued]) -> None:
+        """Something in this batch cannot be stored by anyone (a second message with one id): that entry fails alone."""
+        for item in batch.copy():
+            try:
+                first = store.write([item])
+            except UNWRITABLE as error:
+                store.roll_back()
+                refusal = BusError(f"a {item.entry.kind} record cannot be stored: {error}", code="malformed")
+                self._post(_tell, item.entry, -1, refusal)
+            else:
+                self._report(store, first, [item])
+            del batch[0]
+
+    def _report(self, store: Store, first: int, batch: list[Queued]) -> None:
+        entries = [item.entry for item in batch]
+        self._post(self._ledger.heard, _Committed(first, entries, store.head.size, store.head.accounting))
+
+    def _post(self, function: Callable[..., None], *values: object) -> None:
+        try:
+            self._loop.call_soon_threadsafe(function, *values)
+        except RuntimeError:  # the loop is closed: nobody is left who could be told
+            self._stopping = True
+
+    # --- when the store breaks -------------------------------------------------------------------------------------
+
+    def _break(self, batch: list[Queued], error: Exception) -> None:
+        """Nothing of this batch counts, nor of what queued behind it; the store is closed, if it was open."""
+        doubtful = batch.copy()
+        for _ in range(self.queue.qsize()):
+            item = self.queue.get_nowait()
+            if item is None:
+                self._stopping = True
+            else:
+                batch.append(item)
+        lost = [item.entry for item in batch if not item.entry.certain]
+        self._certain += [item for item in batch if item.entry.certain]
+        store, self._store = self._store, None
+        if store is not None or lost:
+            self._generation += 1
+        if store is not None:
+            self._broken_at, self._doubtful = store.head.size, doubtful
+            store.close()
+            with contextlib.suppress(OSError):  # best effort: the next opening looks here, this process remembers
+                self._home.write_doubt(self._broken_at)
+        self._post(self._ledger.failed, lost, _unavailable(f"nothing can be recorded: {error}"), self._generation)
+
+    def _mend(self) -> Store:
+        """Opens the store again, verified, and settles what was in doubt. Raises: what opening raises."""
+        store = Store.open(self._home, self._clock)
+        try:
+            store.require(self._broken_at)
+            # A commit is there wholly or not at all, and nothing that queued behind it is.
+            found = self._doubtful[: store.head.size - self._broken_at]
+            store.end_doubtful(self._broken_at, found)
+        except BaseException:
+            store.close()
+            raise
+        settled = {id(item) for item in found}
+        self._certain = [item for item in self._certain if id(item) not in settled]
+        for seq, item in enumerate(found, self._broken_at):
+            if item.entry.certain:
+                self._report(store, seq, [item])
+        self._store, self._doubtful = store, []
+        return store
+
+    def _finish(self) -> None:
+        """What is left, a last checkpoint, and the end."""
+        try:
+            self._turn([])
+            store = self._store
+            if store is not None:
+                if store.changed:
+                    store.checkpoint()
+                    self._report(store, store.head.size, [])
+                store.file_checkpoint()
+                store.close()
+        except Exception as error:  # noqa: BLE001 - as in `_run`: what could not be written is said to be so
+            self._break([], error)
+            left, self._certain = [item.entry for item in self._certain], []
+            self._post(self._ledger.failed, left, _unavailable(f"nothing can be recorded: {error}"), self._generation)
+
+
+def _unavailable(why: str) -> AuditUnavailable:
+    return AuditUnavailable(why, remedy=_REMEDY)

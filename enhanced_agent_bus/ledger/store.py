@@ -1,0 +1,464 @@
+"""The log on disk as one connection sees it: opened and verified, a batch written in one transaction, checkpoints.
+
+Everything here is synchronous and belongs to one thread at a time. Not here: who waits for a batch (sqlite), reading
+for the bus (reads), and the SQL itself (sql).
+"""
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from enhanced_agent_bus import faultpoints
+from enhanced_agent_bus.errors import StoreCorrupt
+from enhanced_agent_bus.ledger import merkle, rows, sql
+from enhanced_agent_bus.ledger.checkpoint import Checkpoint
+from enhanced_agent_bus.ledger.home import Home, boot_id, write_atomically
+from enhanced_agent_bus.outcome import END_STATES, WAITING_STATES
+from enhanced_agent_bus.ports import Clock, Entry, Move
+
+#: How much of the log is verified at an opening at least, where it is that long: a quarter second's worth.
+VERIFY_RECORDS_MIN: Final = 20_000
+WAL_PAGES: Final = 10_000
+CACHE_KIBIBYTES: Final = 65_536
+#: A newer checkpoint file is not written more often than this, but at a quiet moment and at close.
+CHECKPOINT_FILE_SECONDS: Final = 0.2
+HEARTBEAT_SECONDS: Final = 3600.0
+_PAGE_ROWS: Final = 1000
+_DOUBT: Final = "audit_unavailable"
+
+RESTORE: Final = "restore the home from a backup; nothing is started in its place"
+
+
+class Queued(NamedTuple):
+    """An entry on its way to the disk: what its record will hold, and in which generation of the store it was put."""
+
+    entry: Entry
+    rest: bytes
+    generation: int
+
+
+@dataclass(slots=True)
+class Head:
+    """Where the log stands: what a commit changes together with the rows."""
+
+    size: int = 0
+    at_us: int = 0
+    frontier: list[bytes] = field(default_factory=list)
+    accounting: dict[str, int] = field(
+        default_factory=lambda: {"accepted": 0, **dict.fromkeys(WAITING_STATES, 0), **dict.fromkeys(END_STATES, 0)}
+    )
+
+    def copy(self) -> Head:
+        return Head(self.size, self.at_us, self.frontier.copy(), self.accounting.copy())
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The parameters of one batch, table by table, flat as the statements want them."""
+
+    records: list[Any] = field(default_factory=list)
+    messages: list[Any] = field(default_factory=list)
+    payloads: list[Any] = field(default_factory=list)
+    texts: list[Any] = field(default_factory=list)
+    moves: dict[int, Move] = field(default_factory=dict)
+    forgets: list[int] = field(default_factory=list)
+    facts: dict[tuple[str, str, str], bytes | None] = field(default_factory=dict)
+    decisions: bool = False
+    outcomes: bool = False
+
+
+class Store:
+    """An open `bus.db`, verified up to its end."""
+
+    def __init__(self, home: Home, database: sqlite3.Connection, clock: Clock) -> None:
+        self._home = home
+        self._db = database
+        self._clock = clock
+        self.head = Head()
+        self._noted = -1  # size of the newest checkpoint
+        self._noted_monotonic = time.monotonic()
+        self._changed = True  # records other than checkpoints since
+        self._unfiled: str | None = None  # the newest note, while HOME/checkpoint is older
+        self._filed_monotonic = 0.0
+
+    # --- opening ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, home: Home, clock: Clock) -> Store:
+        """Makes the log of a fresh home, or verifies that of an old one.
+
+        Raises: StoreCorrupt; sqlite3.OperationalError and OSError, when the disk does not answer.
+        """
+        mode = "rwc" if home.fresh else "rw"
+        # Opened by one thread and used by another, one at a time.
+        database = sqlite3.connect(
+            f"{home.database.as_uri()}?mode={mode}",
+            uri=True,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
+        )
+        store = cls(home, database, clock)
+        try:
+            store._prepare()
+            if home.fresh:
+                database.executescript(sql.SCHEMA)
+                store.checkpoint()
+                store.file_checkpoint()
+                home.finish()
+            else:
+                store._recover()
+        except sqlite3.Error as error:
+            store.close()
+            raise damage(error) or error from None
+        except BaseException:
+            store.close()
+            raise
+        return store
+
+    def _prepare(self) -> None:
+        for pragma in (
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            f"wal_autocheckpoint = {WAL_PAGES}",
+            f"cache_size = -{CACHE_KIBIBYTES}",
+            "temp_store = MEMORY",
+            "trusted_schema = OFF",
+            "cell_size_check = ON",
+        ):
+            self._db.execute(f"PRAGMA {pragma}")
+
+    def _recover(self) -> None:
+        """Verifies that this is a log, and its end."""
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        (application,) = self._db.execute("PRAGMA application_id").fetchone()
+        if application != sql.APPLICATION_ID or version != sql.SCHEMA_VERSION:
+            raise StoreCorrupt(f"{self._home.database} is not a log that this version writes", remedy=RESTORE)
+        self._verify()
+
+    def _verify(self) -> None:
+        row = self._db.execute(sql.GET_HEAD).fetchone()
+        if row is None:
+            raise StoreCorrupt("the log has lost its head", remedy=RESTORE)
+        size, at_us, frontier, accounting = row
+        (count,) = self._db.execute(sql.COUNT_RECORDS).fetchone()
+        if count != size or not size:
+            raise StoreCorrupt(f"the log has {count} records where {size} were written", remedy=RESTORE)
+        self._verify_file(size)
+        start = self._checkpoint_row(
+            self._db.execute(sql.CHECKPOINT_BEFORE, (max(0, size - VERIFY_RECORDS_MIN),)).fetchone()
+        )
+        newest = self._checkpoint_row(self._db.execute(sql.NEWEST_CHECKPOINT).fetchone())
+        known = {newest.size: newest.frontier}
+        tree = self._replay(start, size, known)
+        if merkle.pack(tree) != frontier:
+            raise StoreCorrupt(f"the log's end does not have the tree that was written (size {size})", remedy=RESTORE)
+        self.head = Head(size, at_us, tree, {**Head().accounting, **orjson.loads(accounting)})
+        self._verify_states()
+        self._noted = newest.size
+        self._unfiled = newest.note  # a crash may have come between the record and the file
+        # A log that ends in its newest checkpoint has nothing new to vouch for.
+        self._changed = newest.seq != size - 1
+
+    def _replay(self, start: _CheckpointRow, size: int, known: Mapping[int, list[bytes]]) -> list[bytes]:
+        """The frontier at `size`, grown from a checkpoint's over every record after it."""
+        tree, seq = start.frontier.copy(), start.size
+        while seq < size:
+            page = self._db.execute(sql.RECORDS_FROM, (seq, _PAGE_ROWS)).fetchall()
+            if not page:
+                raise StoreCorrupt(f"record {seq} is missing", remedy=RESTORE)
+            for found, body in page:
+                if known.get(seq, tree) != tree:
+                    raise StoreCorrupt(f"a record before {seq} is not what its checkpoint vouches for", remedy=RESTORE)
+                if found != seq or not isinstance(body, bytes) or not body.startswith(b'{"v":1,"seq":%d,' % seq):
+                    raise StoreCorrupt(f"record {seq} is missing or damaged", remedy=RESTORE)
+                merkle.grow(tree, seq, merkle.leaf_hash(body))
+                seq += 1
+        return tree
+
+    def _checkpoint_row(self, row: tuple[int, int, str, bytes] | None) -> _CheckpointRow:
+        if row is None:
+            raise StoreCorrupt("the log has lost its checkpoints", remedy=RESTORE)
+        size, seq, note, packed = row
+        try:
+            frontier = merkle.unpack(packed, size)
+            vouched = self._home.signer.verifier.open(note)
+        except ValueError as error:
+            raise StoreCorrupt(f"the checkpoint at size {size} is damaged: {error}", remedy=RESTORE) from None
+        if vouched != Checkpoint(self._home.origin, size, merkle.root_hash(frontier)):
+            raise StoreCorrupt(f"the checkpoint at size {size} does not match the log", remedy=RESTORE)
+        return _CheckpointRow(size, seq, note, frontier)
+
+    def _verify_file(self, size: int) -> None:
+        """HOME/checkpoint stands outside the database: it knows when the database has become older."""
+        try:
+            note = self._home.checkpoint.read_text()
+            vouched = self._home.signer.verifier.open(note)
+        except (OSError, ValueError) as error:
+            raise StoreCorrupt(
+                f"{self._home.checkpoint} cannot be read or was not signed by this log ({error})",
+                remedy="restore it from a backup: it is the newest signed checkpoint of the log",
+            ) from None
+        if vouched.size > size:
+            raise StoreCorrupt(
+                f"the log has {size} records, and its newest checkpoint vouches for {vouched.size}: the end is lost",
+                remedy="restore bus.db with its bus.db-wal from a backup; nothing is started in its place",
+            )
+        row = self._db.execute(sql.CHECKPOINT_AT, (vouched.size,)).fetchone()
+        if row is None or row[2] != note:
+            raise StoreCorrupt(
+                f"the log is not the one that {self._home.checkpoint} vouches for (size {vouched.size})", remedy=RESTORE
+            )
+
+    def _verify_states(self) -> None:
+        """The states that wait are not in the tree, so they are counted."""
+        found = dict(self._db.execute(sql.COUNT_LISTED).fetchall())
+        for state in sql.LISTED_STATES:
+            expected = self.head.accounting[state]
+            if found.get(state, 0) != expected:
+                raise StoreCorrupt(
+                    f"{found.get(state, 0)} messages are {state} where {expected} were written", remedy=RESTORE
+                )
+
+    def require(self, size: int) -> None:
+        """Raises: StoreCorrupt, when less is left than was durable."""
+        if self.head.size < size:
+            raise StoreCorrupt(f"{size} records were durable, {self.head.size} are left", remedy=RESTORE)
+
+    # --- writing ---------------------------------------------------------------------------------------------------
+
+    def write(self, batch: Sequence[Queued]) -> int:
+        """Writes a batch in one transaction; its first entry gets the seq that is returned, the rest follow.
+
+        Raises: whatever went wrong; then nothing is known of what is on disk, and this store must be closed.
+        """
+        head = self.head.copy()
+        head.at_us = max(head.at_us, self._clock.now_us())
+        first = head.size
+        table = self._rows(batch, head)
+        self._db.execute("BEGIN IMMEDIATE")
+        self._put(table, head)
+        for item in batch:
+            if item.entry.agent is not None or item.entry.settings:
+                self._put_rare(item.entry)
+        self._commit(table)
+        self.head = head
+        self._changed = True
+        return first
+
+    def roll_back(self) -> None:
+        """After values that cannot be stored: the transaction is as if it had not been begun."""
+        if self._db.in_transaction:
+            self._db.execute("ROLLBACK")
+
+    def _rows(self, batch: Sequence[Queued], head: Head) -> _Rows:
+        table = _Rows()
+        at = rows.rfc3339(head.at_us)
+        back = f'","at":"{at}","bus":"{self._home.bus}","node":"{self._home.node}"'.encode()
+        middles: dict[str, bytes] = {}
+        grow, leaf_hash, accounting = merkle.grow, merkle.leaf_hash, head.accounting
+        frontier, seq, records = head.frontier, head.size, table.records
+        for entry, rest, _ in batch:
+            kind = entry.kind
+            middle = middles.get(kind)
+            if middle is None:
+                middle = middles[kind] = b',"kind":"' + kind.encode() + back
+            body = b'{"v":1,"seq":%d%b%b' % (seq, middle, rest)
+            grow(frontier, seq, leaf_hash(body))
+            records += (seq, kind, entry.message_id, body)
+            opening, move = entry.opening, entry.move
+            if opening is not None:
+                table.messages += rows.message_row(seq, head.at_us, opening)
+                table.payloads += rows.payload_row(seq, opening.envelope)
+                accounting["accepted"] += 1
+                accounting[opening.state] += 1
+            elif entry.keep is not None:
+                table.payloads += rows.payload_row(seq, entry.keep)
+            if move is not None:
+                table.moves[move.row] = move
+                accounting[move.was] -= 1
+                accounting[move.state] += 1
+                if move.forget:
+                    table.forgets.append(move.row)
+            if entry.texts is not None:
+                table.texts += (seq, *entry.texts)
+            for change in entry.facts:
+                table.facts[change[:3]] = change[3]
+            seq += 1
+        table.decisions = "decision" in middles
+        table.outcomes = "outcome" in middles
+        head.size = seq
+        return table
+
+    def _put(self, table: _Rows, head: Head) -> None:
+        self._many(sql.INSERT_RECORDS, table.records, 4)
+        self._many(sql.INSERT_MESSAGES, table.messages, sql.MESSAGE_WIDTH)
+        self._many(sql.INSERT_PAYLOADS, table.payloads, 5)
+        self._many(sql.INSERT_TEXTS, table.texts, 3)
+        if table.moves:
+            moves: list[Any] = []
+            for move in table.moves.values():
+                moves += rows.move_row(move)
+            self._many(sql.MOVE_MESSAGES, moves, sql.MOVE_WIDTH)
+        self._many(sql.FORGET_PAYLOADS, table.forgets, 1)
+        if table.facts:
+            facts: list[Any] = []
+            for key, value in table.facts.items():
+                if value is None:
+                    self._db.execute(sql.REMOVE_FACT, key)
+                else:
+                    facts += (*key, value)
+            self._many(sql.PUT_FACTS, facts, 4)
+        self._db.execute(
+            sql.PUT_HEAD, (head.size, head.at_us, merkle.pack(head.frontier), orjson.dumps(head.accounting).decode())
+        )
+
+    def _put_rare(self, entry: Entry) -> None:
+        if entry.agent is not None:
+            self._db.execute(sql.PUT_AGENT, rows.agent_row(entry.agent))
+        for setting in entry.settings.items():
+            self._db.execute(sql.PUT_SETTING, setting)
+
+    def _many(self, statements: Mapping[int, str], values: list[Any], width: int) -> None:
+        execute, start = self._db.execute, 0
+        if len(values) in (width, 0):
+            if values:
+                execute(statements[1], values)
+            return
+        for size in sql.chunks(len(values) // width):
+            end = start + size * width
+            execute(statements[size], values[start:end])
+            start = end
+
+    def _commit(self, table: _Rows) -> None:
+        hit = faultpoints.hit
+        if table.decisions:
+            hit("audit.before_commit")
+        if table.outcomes:
+            hit("outcome.before_commit")
+        self._db.execute("COMMIT")
+        if table.decisions:
+            hit("audit.after_commit")
+        if table.outcomes:
+            hit("outcome.after_commit")
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def checkpoint_due_in(self, checkpoint_seconds: float) -> float:
+        """Seconds until the next checkpoint is due; not more than 0 when it is."""
+        period = checkpoint_seconds if self._changed else HEARTBEAT_SECONDS
+        return self._noted_monotonic + period - time.monotonic()
+
+    def records_since_checkpoint(self) -> int:
+        return self.head.size - self._noted
+
+    @property
+    def changed(self) -> bool:
+        return self._changed
+
+    def checkpoint(self) -> None:
+        """Signs the tree of all records so far and appends that as a record, which the next one will cover."""
+        head = self.head.copy()
+        size = head.size
+        root = merkle.root_hash(head.frontier)
+        note = self._home.signer.sign(Checkpoint(self._home.origin, size, root))
+        fields = {
+            "size": size,
+            "root": root.hex(),
+            "note": note,
+            "mono_us": int(self._clock.monotonic() * 1e6),
+            "boot": boot_id(),
+        }
+        entry = Entry("checkpoint", fields)
+        head.at_us = max(head.at_us, self._clock.now_us())
+        frontier = merkle.pack(head.frontier)
+        table = self._rows([Queued(entry, rows.rest_of_record(entry), 0)], head)
+        self._db.execute("BEGIN IMMEDIATE")
+        self._put(table, head)
+        self._db.execute(sql.PUT_CHECKPOINT, (size, size, note, frontier))
+        self._commit(table)
+        self.head = head
+        self._noted, self._noted_monotonic, self._changed = size, time.monotonic(), False
+        self._unfiled = note
+
+    def file_due_in(self) -> float | None:
+        """Seconds until HOME/checkpoint must follow the newest checkpoint; None when it has."""
+        if self._unfiled is None:
+            return None
+        return self._filed_monotonic + CHECKPOINT_FILE_SECONDS - time.monotonic()
+
+    def file_checkpoint(self) -> None:
+        if self._unfiled is not None:
+            write_atomically(self._home.checkpoint, self._unfiled.encode())
+            self._unfiled, self._filed_monotonic = None, time.monotonic()
+
+    # --- doubt and the end -----------------------------------------------------------------------------------------
+
+    def end_doubtful(self, first: int, batch: Sequence[Queued] = ()) -> None:
+        """Ends what was reported as not written and is on disk after all, from the record `first` on.
+
+        Messages opened there are discarded: their senders were told that nothing is recorded. Moves of `batch`, where
+        it is known, are taken back.
+        """
+        now_us = self._clock.now_us()
+        ends = [
+            (message_id, _move_to_discarded(seq, state, now_us, decision_id, added, expires_us))
+            for seq, message_id, state, decision_id, added, expires_us in self._db.execute(
+                sql.OPENED_SINCE, (first, *END_STATES)
+            ).fetchall()
+        ]
+        for entry, _, _ in reversed(batch):
+            move = entry.move
+            if move is not None and entry.message_id is not None and not entry.certain and self._is_in(move):
+                undone = move._replace(was=move.state, state=move.was, since_us=now_us, code=_DOUBT, forget=False)
+                ends.append((entry.message_id, undone))
+        if ends:
+            self.write([Queued(entry, rows.rest_of_record(entry), 0) for entry in itertools.starmap(_end, ends)])
+        self._home.write_doubt(None)
+
+    def _is_in(self, move: Move) -> bool:
+        """Whether a message is where this move took it: not, when that was taken back before."""
+        return bool(self._db.execute(sql.STATE_OF, (move.row,)).fetchone() == (move.state,))
+
+    def close(self) -> None:
+        self._db.close()
+
+
+def _move_to_discarded(row: int, was: str, now_us: int, decision_id: str, added: bytes, expires_us: int) -> Move:
+    return Move(row, was, "discarded", 0, 0, now_us, _DOUBT, None, decision_id, added, expires_us, None, forget=False)
+
+
+def _end(message_id: str, move: Move) -> Entry:
+    """The outcome record of a decision that was reported as not recorded."""
+    fields = {
+        "message_id": message_id,
+        "decision_id": move.decision_id,
+        "state": move.state if move.state in ("discarded", "dead_lettered", "parked") else "failed",
+        "code": _DOUBT,
+        "attempt": move.attempts,
+        "duration_us": 0,
+        "error": None,
+    }
+    return Entry("outcome", fields, message_id, move=move)
+
+
+class _CheckpointRow(NamedTuple):
+    size: int
+    seq: int
+    note: str
+    frontier: list[bytes]
+
+
+def damage(error: sqlite3.Error) -> StoreCorrupt | None:
+    """A database that cannot be read as one, told from a disk that does not answer."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or not isinstance(error, sqlite3.OperationalError):
+        return StoreCorrupt(f"bus.db is damaged: {error}", remedy=RESTORE)
+    return None
