@@ -40,7 +40,7 @@ class Day:
         end: str,
         **more: float | str | dict[str, str],
     ) -> None:
-        """One line; `end` is what `eab run` counts it as: a state, `refused:<code>`, or `rule:<name>` that refuses it."""
+        """One line, and how it should end: a state, `refused:<code>` or, where a rule refuses it, `rule:<name>`."""
         text = json.dumps({"from": sender, **target, **more, "payload": payload})
         self.lanes.setdefault(sender, []).append(text)
         self.count(end)
