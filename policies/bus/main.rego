@@ -28,16 +28,23 @@ allow if {
 	}
 }
 
-# One reason for each rule that did not admit, in the order of the list.
+# One reason for each rule that did not admit or wants an approval, in the order of the list.
 reasons := [reason |
 	some name in data.bus.manifest.rules
-	not data.bus.rules[name].admit == true
+	explains(name)
 	said := {part: text |
 		some part in ["code", "message", "remedy"]
 		text := data.bus.rules[name][part]
 	}
 	reason := object.union({"rule": name, "code": name, "message": "the rule does not admit this message"}, said)
 ]
+
+explains(name) if not data.bus.rules[name].admit == true
+
+explains(name) if {
+	allow
+	count(data.bus.rules[name].hold) > 0
+}
 
 # A rule does not name itself in what it asks to hold; its place in the list does.
 hold contains object.union(entry, {"rule": name}) if {

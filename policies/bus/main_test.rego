@@ -84,11 +84,16 @@ test_several_rules_say_no_in_the_order_of_the_list if {
 	]
 }
 
-test_a_hold_names_its_rule if {
+test_a_hold_names_its_rule_and_says_why if {
 	answer := decide(object.union(payments, {"message": {"payload": {"amount": 1500}}}))
 	answer.allow == true
 	answer.hold == {{"rule": "daily_budget", "approvers": 1, "roles": ["finance"], "expires_in": 86400}}
+	[reason.code | some reason in answer.reasons] == ["needs_approval"]
 	answer.remember == {{"scope": "sender", "key": "spent_2026-03-04", "add": 1500}}
+}
+
+test_a_refusal_is_explained_by_the_rules_that_refuse if {
+	refused_by(object.union(payments, {"message": {"priority": 3, "payload": {"amount": 1500}}})) == ["priority_ceiling"]
 }
 
 test_no_rules_mean_no if {

@@ -45,6 +45,16 @@ within_budget if {
 	spent + amount <= settings.day_budget
 }
 
+large if {
+	within_budget
+	amount > settings.hold_above
+}
+
+over_budget if {
+	payment
+	not within_budget
+}
+
 default amount := 0
 
 amount := input.message.payload.amount
@@ -63,8 +73,7 @@ hold contains {
 	"roles": settings.approver_roles,
 	"expires_in": settings.hold_seconds,
 } if {
-	within_budget
-	amount > settings.hold_above
+	large
 }
 
 # `floor` turns 40.0 into 40: `add` takes whole numbers.
@@ -72,7 +81,9 @@ remember contains {"scope": "sender", "key": day, "add": floor(amount)} if withi
 
 default code := "amount_unclear"
 
-code := "over_day_budget" if payment
+code := "over_day_budget" if over_budget
+
+code := "needs_approval" if large
 
 default message := "a payment needs an amount that is a whole number above 0; elsewhere an amount has to be a number"
 
@@ -81,11 +92,19 @@ message := sprintf("%v on top of the %v already spent today would pass the day's
 	spent,
 	settings.day_budget,
 ]) if {
-	payment
+	over_budget
 }
+
+message := sprintf("%v is above %v, and a payment of that size is approved first", [amount, settings.hold_above]) if large
 
 default remedy := "put the amount into payload.amount as a JSON number"
 
 remedy := "wait for the next day (UTC), pay less, or have day_budget in bus/rules/daily_budget/data.json raised" if {
-	payment
+	over_budget
+}
+
+remedy := sprintf("have it approved by an agent with one of the roles %s, other than the sender", [
+	concat(", ", settings.approver_roles),
+]) if {
+	large
 }

@@ -114,6 +114,15 @@ test_the_refusal_does_the_sum if {
 	code == "over_day_budget"
 }
 
+test_what_is_held_says_who_approves if {
+	code := daily_budget.code with input as pay(101, {}) with data.bus.rules.daily_budget.settings as limits
+	code == "needs_approval"
+	said := daily_budget.message with input as pay(101, {}) with data.bus.rules.daily_budget.settings as limits
+	said == "101 is above 100, and a payment of that size is approved first"
+	remedy := daily_budget.remedy with input as pay(101, {}) with data.bus.rules.daily_budget.settings as limits
+	contains(remedy, "roles finance,")
+}
+
 test_the_refusal_asks_for_an_amount if {
 	unclear := pay("40", {})
 	code := daily_budget.code with input as unclear with data.bus.rules.daily_budget.settings as limits
