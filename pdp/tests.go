@@ -80,6 +80,7 @@ func (c *constitution) test(covered *cover.Cover) ([]testResult, []problem) {
 		WithRewriteTestRules(false)
 	runner := tester.NewRunner().
 		SetCompiler(compiler).
+		SetStore(c.store).
 		SetModules(modules).
 		RaiseBuiltinErrors(true).
 		CapturePrintOutput(true).
