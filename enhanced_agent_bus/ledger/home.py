@@ -47,6 +47,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
 
 
 def sync_folder(path: Path) -> None:
+    """Makes the names in a folder durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -133,7 +134,7 @@ class Home:
         self.fresh = False
 
     def read_mark(self) -> dict[str, Any] | None:
-        """The high-water mark that the bus keeps in home.json (its constitution's revision); None when there is none."""
+        """The high-water mark that the bus keeps in home.json (its constitution's revision); None without."""
         mark = _names(self._file()).get("high_water")
         return dict(mark) if isinstance(mark, dict) else None
 
@@ -170,7 +171,7 @@ def is_new(path: Path) -> bool:
     """True for a folder that is none, is empty, has at most an eab.toml, or where the making of a home was cut off."""
     if (path / "home.json").exists() or not path.is_dir():
         return not path.exists()
-    names = set(os.listdir(path)) - {"eab.toml", "eab.toml.part", "lock"}
+    names = {entry.name for entry in path.iterdir()} - {"eab.toml", "eab.toml.part", "lock"}
     return not names or (_UNFINISHED in names and names <= _MADE_HERE | {_UNFINISHED, "home.json.part.part"})
 
 

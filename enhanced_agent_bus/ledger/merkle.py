@@ -42,6 +42,7 @@ def root_hash(frontier: Iterable[bytes]) -> bytes:
 
 
 def pack(frontier: Iterable[bytes]) -> bytes:
+    """A frontier as it is stored."""
     return b"".join(frontier)
 
 

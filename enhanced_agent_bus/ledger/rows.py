@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from operator import itemgetter
 from typing import Any, Final
 
 import orjson
@@ -18,6 +20,21 @@ RECORD_BYTES_MAX: Final = 65_535
 #: What v, seq, kind, at, bus and node can take of that, at most.
 _FRONT_BYTES_MAX: Final = 512
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+#: What both a decision record and an envelope say, in the envelope's order.
+_ENVELOPE_IN_RECORD: Final = itemgetter(
+    "type",
+    "priority",
+    "sender",
+    "tenant",
+    "recipient",
+    "recipient_tenant",
+    "topic",
+    "conversation",
+    "cause",
+    "hops",
+    "payload",
+    "digest",
+)
 _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 
 
@@ -49,107 +66,92 @@ def rest_of_record(entry: Entry) -> bytes:
     return b"," + rest[1:] if len(rest) > len(b"{}") else b"}"
 
 
-def message_row(seq: int, at_us: int, opening: Opening) -> tuple[Any, ...]:
+def message_row(seq: int, at_us: int, entry: Entry, opening: Opening) -> tuple[Any, ...]:
+    """What a message is, as far as the record that opens it does not say it already."""
     envelope = opening.envelope
-    return (
-        seq,
-        envelope.id,
-        opening.state,
-        envelope.recipient,
-        envelope_text(envelope),
-        0,
-        0,
-        at_us,
-        None,
-        None,
-        opening.decision_id,
-        opening.added,
-        opening.holds,
-        opening.hold_expires_us,
-        envelope.expires_us,
-        None,
+    told = _told(entry.fields)
+    known = (*envelope[1:10], envelope.hops, envelope.commitment, envelope.digest)
+    text = orjson.dumps(
+        (
+            None if told == known else known,
+            envelope.created_us,
+            envelope.expires_us,
+            envelope.headers_commitment,
+            at_us,
+            opening.decision_id,
+            opening.added.decode(),
+            opening.holds.decode(),
+            opening.hold_expires_us,
+        )
     )
+    return (seq, envelope.id, opening.state, envelope.recipient, text.decode(), None)
+
+
+def _told(fields: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    try:
+        told: tuple[Any, ...] = _ENVELOPE_IN_RECORD(fields)
+    except KeyError:
+        return None
+    return told
 
 
 def payload_row(seq: int, envelope: Envelope) -> tuple[Any, ...]:
-    headers = orjson.dumps(envelope.headers) if envelope.headers else b"{}"
-    return (seq, envelope.id, envelope.salt, envelope.body, headers)
+    """What stands apart from the record, so that it can be erased."""
+    return (seq, envelope.salt, envelope.body, orjson.dumps(envelope.headers) if envelope.headers else b"{}")
 
 
 def move_row(move: Move) -> tuple[Any, ...]:
-    return (
-        move.row,
-        move.state,
-        move.attempts,
-        move.due_us,
-        move.since_us,
-        move.code,
-        move.error,
-        move.decision_id,
-        move.added,
-        move.expires_us,
-        move.reply_id,
-    )
-
-
-def envelope_text(envelope: Envelope) -> str:
-    """The parts of an envelope that nothing is looked up by, as one JSON list."""
-    return orjson.dumps(
+    """What has become of a message: everything that is not fixed by its opening."""
+    text = orjson.dumps(
         (
-            envelope.type,
-            envelope.priority,
-            envelope.sender,
-            envelope.tenant,
-            envelope.recipient_tenant,
-            envelope.topic,
-            envelope.conversation,
-            envelope.cause,
-            envelope.created_us,
-            envelope.hops,
-            envelope.commitment,
-            envelope.headers_commitment,
-            envelope.digest,
+            move.attempts,
+            move.due_us,
+            move.since_us,
+            move.code,
+            move.error,
+            move.decision_id,
+            move.added.decode(),
+            move.expires_us,
+            move.reply_id,
         )
-    ).decode()
+    )
+    return (move.row, move.state, text.decode())
 
 
 def stored_message(row: tuple[Any, ...]) -> StoredMessage:
-    """A message from its row joined with its payload's. Raises: StoreCorrupt, when these are not what was stored."""
-    (seq, message_id, state, recipient, text, attempts, due_us, since_us, code, error) = row[:10]
-    (decision_id, added, holds, hold_expires_us, expires_us, reply_id, salt, body, headers) = row[10:]
+    """A message from its row joined with its record and payload. Raises: StoreCorrupt, when they are not as stored."""
+    seq, message_id, state, opening, life, record, salt, body, headers = row
     try:
-        (kind, priority, sender, tenant, recipient_tenant, topic, conversation, cause, created_us, hops, *rest) = (
-            orjson.loads(text)
+        known, created_us, expires_us, headers_commitment, at_us, decision_id, added, holds, hold_us = orjson.loads(
+            opening
         )
-        commitment, headers_commitment, digest = rest
-        known_headers = orjson.loads(headers) if headers else {}
-    except ValueError as damage:
+        known = known or _ENVELOPE_IN_RECORD(orjson.loads(record))
+        attempts, due_us, since_us, code, error, reply_id = 0, 0, at_us, None, None, None
+        if life is not None:
+            attempts, due_us, since_us, code, error, decision_id, added, expires_us, reply_id = orjson.loads(life)
+        *front, hops, commitment, digest = known
+        envelope = Envelope._make(
+            (
+                message_id,
+                *front,
+                created_us,
+                expires_us,
+                hops,
+                orjson.loads(headers) if headers else {},
+                body or b"",
+                salt or b"",
+                commitment,
+                headers_commitment,
+                digest,
+            )
+        )
+        bytes_added, bytes_holds = added.encode(), holds.encode()
+    except (ValueError, KeyError, TypeError, AttributeError) as damage:
         raise _damaged(message_id) from damage
     if state not in WAITING_STATES and state not in END_STATES:
         raise _damaged(message_id)
     if body is not None and sha256(salt + body).hexdigest() != commitment:
         raise _damaged(message_id)
-    envelope = Envelope(
-        message_id,
-        kind,
-        priority,
-        sender,
-        tenant,
-        recipient,
-        recipient_tenant,
-        topic,
-        conversation,
-        cause,
-        created_us,
-        expires_us,
-        hops,
-        known_headers,
-        body or b"",
-        salt or b"",
-        commitment,
-        headers_commitment,
-        digest,
-    )
     return StoredMessage(
         seq,
         envelope,
@@ -160,9 +162,9 @@ def stored_message(row: tuple[Any, ...]) -> StoredMessage:
         code,
         error,
         decision_id,
-        added,
-        holds,
-        hold_expires_us,
+        bytes_added,
+        bytes_holds,
+        hold_us,
         reply_id,
         body is not None,
     )
@@ -175,9 +177,11 @@ def _damaged(message_id: str) -> StoreCorrupt:
 
 
 def agent_row(agent: AgentRow) -> tuple[str, str, str]:
+    """A registration as the home keeps it."""
     return (agent.id, agent.tenant, orjson.dumps(tuple(agent)).decode())
 
 
 def stored_agent(text: str) -> AgentRow:
+    """The registration that `agent_row` wrote."""
     id_, tenant, roles, capabilities, topics, constitution, live = orjson.loads(text)
     return AgentRow(id_, tenant, tuple(roles), tuple(capabilities), tuple(topics), constitution, live)

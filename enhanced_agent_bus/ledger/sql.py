@@ -23,16 +23,13 @@ CREATE TABLE records (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, message_id TE
 CREATE INDEX records_by_message ON records (message_id) WHERE message_id IS NOT NULL;
 CREATE TABLE messages (
   seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, state TEXT NOT NULL, recipient TEXT NOT NULL,
-  envelope TEXT NOT NULL, attempts INTEGER NOT NULL, due_us INTEGER NOT NULL, since_us INTEGER NOT NULL,
-  code TEXT, error TEXT, decision_id TEXT NOT NULL, added BLOB NOT NULL, holds BLOB NOT NULL,
-  hold_expires_us INTEGER NOT NULL, expires_us INTEGER NOT NULL, reply_id TEXT);
+  opening TEXT NOT NULL, life TEXT);
 CREATE INDEX messages_listed ON messages (state, seq) WHERE state IN {LISTED_STATES};
-CREATE TABLE payloads (
-  seq INTEGER PRIMARY KEY, message_id TEXT NOT NULL, salt BLOB NOT NULL, body BLOB NOT NULL, headers BLOB NOT NULL);
-CREATE INDEX payloads_by_message ON payloads (message_id);
+CREATE TABLE payloads (seq INTEGER PRIMARY KEY, salt BLOB NOT NULL, body BLOB NOT NULL, headers BLOB NOT NULL);
 CREATE TABLE texts (seq INTEGER PRIMARY KEY, salt BLOB NOT NULL, body BLOB NOT NULL);
 CREATE TABLE facts (
-  scope TEXT NOT NULL, owner TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, UNIQUE (scope, owner, key));
+  scope TEXT NOT NULL, owner TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL,
+  PRIMARY KEY (scope, owner, key)) WITHOUT ROWID;
 CREATE TABLE agents (id TEXT PRIMARY KEY, tenant TEXT NOT NULL, agent TEXT NOT NULL);
 CREATE TABLE settings (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE checkpoints (size INTEGER PRIMARY KEY, seq INTEGER NOT NULL, note TEXT NOT NULL, frontier BLOB NOT NULL);
@@ -48,22 +45,22 @@ def _many(before: str, width: int, after: str = "") -> dict[int, str]:
     return {rows: f"{before} {', '.join([row] * rows)}{after}" for rows in CHUNKS}
 
 
-MESSAGE_WIDTH: Final = 16
-MOVE_WIDTH: Final = 11
+RECORD_WIDTH: Final = 4
+MESSAGE_WIDTH: Final = 6
+PAYLOAD_WIDTH: Final = 4
+TEXT_WIDTH: Final = 3
+MOVE_WIDTH: Final = 3
+FACT_WIDTH: Final = 4
 
-INSERT_RECORDS: Final = _many("INSERT INTO records VALUES", 4)
+INSERT_RECORDS: Final = _many("INSERT INTO records VALUES", RECORD_WIDTH)
 INSERT_MESSAGES: Final = _many("INSERT INTO messages VALUES", MESSAGE_WIDTH)
-INSERT_PAYLOADS: Final = _many("INSERT INTO payloads VALUES", 5)
-INSERT_TEXTS: Final = _many("INSERT INTO texts VALUES", 3)
+INSERT_PAYLOADS: Final = _many("INSERT INTO payloads VALUES", PAYLOAD_WIDTH)
+INSERT_TEXTS: Final = _many("INSERT INTO texts VALUES", TEXT_WIDTH)
 MOVE_MESSAGES: Final = _many(
-    "UPDATE messages SET state = column2, attempts = column3, due_us = column4, since_us = column5, code = column6,"
-    " error = column7, decision_id = column8, added = column9, expires_us = column10, reply_id = column11"
-    " FROM (VALUES",
-    MOVE_WIDTH,
-    ") WHERE seq = column1",
+    "UPDATE messages SET state = column2, life = column3 FROM (VALUES", MOVE_WIDTH, ") WHERE seq = column1"
 )
 PUT_FACTS: Final = _many(
-    "INSERT INTO facts VALUES", 4, " ON CONFLICT (scope, owner, key) DO UPDATE SET value = excluded.value"
+    "INSERT INTO facts VALUES", FACT_WIDTH, " ON CONFLICT (scope, owner, key) DO UPDATE SET value = excluded.value"
 )
 REMOVE_FACT: Final = "DELETE FROM facts WHERE scope = ? AND owner = ? AND key = ?"
 FORGET_PAYLOADS: Final = {
@@ -84,14 +81,13 @@ CHECKPOINT_BEFORE: Final = (
 CHECKPOINT_AT: Final = "SELECT size, seq, note, frontier FROM checkpoints WHERE size = ?"
 RECORDS_FROM: Final = "SELECT seq, body FROM records WHERE seq >= ? ORDER BY seq LIMIT ?"
 COUNT_LISTED: Final = f"SELECT state, count(*) FROM messages WHERE state IN {LISTED_STATES} GROUP BY state"  # noqa: S608 - constants
-OPENED_SINCE: Final = "SELECT seq, id, state, decision_id, added, expires_us FROM messages WHERE seq >= ? AND state NOT IN (?, ?, ?, ?, ?)"
 STATE_OF: Final = "SELECT state FROM messages WHERE seq = ?"
 
 _MESSAGE: Final = (
-    "SELECT m.seq, m.id, m.state, m.recipient, m.envelope, m.attempts, m.due_us, m.since_us, m.code, m.error,"
-    " m.decision_id, m.added, m.holds, m.hold_expires_us, m.expires_us, m.reply_id, p.salt, p.body, p.headers"
-    " FROM messages m LEFT JOIN payloads p ON p.seq = m.seq"
+    "SELECT m.seq, m.id, m.state, m.opening, m.life, r.body, p.salt, p.body, p.headers"
+    " FROM messages m JOIN records r ON r.seq = m.seq LEFT JOIN payloads p ON p.seq = m.seq"
 )
+OPENED_SINCE: Final = f"{_MESSAGE} WHERE m.seq >= ? AND m.state NOT IN (?, ?, ?, ?, ?)"
 FIND_MESSAGE: Final = f"{_MESSAGE} WHERE m.id = ?"
 #: The state is written into the text: only so can SQLite use the partial index.
 LIST_MESSAGES: Final = {

@@ -21,7 +21,7 @@ from enhanced_agent_bus.ledger import merkle, rows, sql
 from enhanced_agent_bus.ledger.checkpoint import Checkpoint
 from enhanced_agent_bus.ledger.home import Home, boot_id, write_atomically
 from enhanced_agent_bus.outcome import END_STATES, WAITING_STATES
-from enhanced_agent_bus.ports import Clock, Entry, Move
+from enhanced_agent_bus.ports import Clock, Entry, Move, StoredMessage
 
 #: How much of the log is verified at an opening at least, where it is that long: a quarter second's worth.
 VERIFY_RECORDS_MIN: Final = 20_000
@@ -275,7 +275,7 @@ class Store:
             records += (seq, kind, entry.message_id, body)
             opening, move = entry.opening, entry.move
             if opening is not None:
-                table.messages += rows.message_row(seq, head.at_us, opening)
+                table.messages += rows.message_row(seq, head.at_us, entry, opening)
                 table.payloads += rows.payload_row(seq, opening.envelope)
                 accounting["accepted"] += 1
                 accounting[opening.state] += 1
@@ -298,10 +298,10 @@ class Store:
         return table
 
     def _put(self, table: _Rows, head: Head) -> None:
-        self._many(sql.INSERT_RECORDS, table.records, 4)
+        self._many(sql.INSERT_RECORDS, table.records, sql.RECORD_WIDTH)
         self._many(sql.INSERT_MESSAGES, table.messages, sql.MESSAGE_WIDTH)
-        self._many(sql.INSERT_PAYLOADS, table.payloads, 5)
-        self._many(sql.INSERT_TEXTS, table.texts, 3)
+        self._many(sql.INSERT_PAYLOADS, table.payloads, sql.PAYLOAD_WIDTH)
+        self._many(sql.INSERT_TEXTS, table.texts, sql.TEXT_WIDTH)
         if table.moves:
             moves: list[Any] = []
             for move in table.moves.values():
@@ -315,7 +315,7 @@ class Store:
                     self._db.execute(sql.REMOVE_FACT, key)
                 else:
                     facts += (*key, value)
-            self._many(sql.PUT_FACTS, facts, 4)
+            self._many(sql.PUT_FACTS, facts, sql.FACT_WIDTH)
         self._db.execute(
             sql.PUT_HEAD, (head.size, head.at_us, merkle.pack(head.frontier), orjson.dumps(head.accounting).decode())
         )
@@ -408,12 +408,8 @@ class Store:
         it is known, are taken back.
         """
         now_us = self._clock.now_us()
-        ends = [
-            (message_id, _move_to_discarded(seq, state, now_us, decision_id, added, expires_us))
-            for seq, message_id, state, decision_id, added, expires_us in self._db.execute(
-                sql.OPENED_SINCE, (first, *END_STATES)
-            ).fetchall()
-        ]
+        opened = self._db.execute(sql.OPENED_SINCE, (first, *END_STATES)).fetchall()
+        ends = [(message.envelope.id, _discarded(message, now_us)) for message in map(rows.stored_message, opened)]
         for entry, _, _ in reversed(batch):
             move = entry.move
             if move is not None and entry.message_id is not None and not entry.certain and self._is_in(move):
@@ -431,8 +427,22 @@ class Store:
         self._db.close()
 
 
-def _move_to_discarded(row: int, was: str, now_us: int, decision_id: str, added: bytes, expires_us: int) -> Move:
-    return Move(row, was, "discarded", 0, 0, now_us, _DOUBT, None, decision_id, added, expires_us, None, forget=False)
+def _discarded(message: StoredMessage, now_us: int) -> Move:
+    return Move(
+        row=message.seq,
+        was=message.state,
+        state="discarded",
+        attempts=message.attempts,
+        due_us=0,
+        since_us=now_us,
+        code=_DOUBT,
+        error=None,
+        decision_id=message.decision_id,
+        added=message.added,
+        expires_us=message.envelope.expires_us,
+        reply_id=None,
+        forget=False,
+    )
 
 
 def _end(message_id: str, move: Move) -> Entry:
