@@ -1,0 +1,122 @@
+"""The tree of commands and the one road through it: options, command, exit status.
+
+`--home` and `--json` may stand anywhere on the line; what a command raises becomes a sentence in `faults`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from enhanced_agent_bus.cli import (
+    demo,
+    dlq,
+    doctor,
+    facts,
+    faults,
+    held,
+    init,
+    policy,
+    queue,
+    run,
+    send,
+    state,
+)
+from enhanced_agent_bus.cli.render import echo
+from enhanced_agent_bus.cli.session import Session, home_from
+
+HELP = """An agent bus where every message is decided by OPA and recorded before it is delivered.
+
+Start with `eab demo`, or with `eab init` in an empty folder.
+
+Exit status: 0 done, 1 refused or something found, 2 wrong usage or configuration, 3 could not decide or record.
+"""
+
+app = typer.Typer(
+    name="eab",
+    help=HELP,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for module in (demo, init, run, send, state, doctor):
+    module.add_to(app)
+for name, group in (
+    ("policy", policy.app),
+    ("facts", facts.app),
+    ("held", held.app),
+    ("queue", queue.app),
+    ("dlq", dlq.app),
+):
+    app.add_typer(group, name=name)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        from importlib.metadata import version
+
+        echo(f"eab {version('opa-agent-bus')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    home: Annotated[str | None, typer.Option(metavar="DIR", help="The home; by default $EAB_HOME or ./.eab.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON: one document, or one a line for lists.")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """The options of every command; the help text is HELP."""
+    context.obj = Session(home=home_from(home), json=json)
+
+
+def hoist(arguments: Sequence[str]) -> list[str]:
+    """The global options first, wherever they stood before a `--`."""
+    front: list[str] = []
+    rest: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        word = waiting.pop(0)
+        if word == "--":
+            return [*front, *rest, word, *waiting]
+        if word == "--json" or word.startswith("--home="):
+            front.append(word)
+        elif word == "--home":
+            front += [word, *waiting[:1]]
+            waiting = waiting[1:]
+        else:
+            rest.append(word)
+    return [*front, *rest]
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit status; prints its errors."""
+    words = hoist(arguments)
+    try:
+        status = app(words, prog_name="eab", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return faults.BROKEN_PIPE
+    except (KeyboardInterrupt, typer.Abort):
+        echo("eab: interrupted", error=True)
+        return faults.INTERRUPTED
+    except Exception as error:  # noqa: BLE001  the edge of the program: what was raised becomes a sentence and a status
+        return faults.report(error, as_json="--json" in words)
+    return status if isinstance(status, int) else faults.DONE
+
+
+def main() -> None:
+    """The entry point of `eab`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 is no reason to stop
+    sys.exit(run_command(sys.argv[1:]))

@@ -1,0 +1,190 @@
+"""`eab doctor`: what is wrong with this machine or this home, and what to do about it. Changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import platform
+import shutil
+import sqlite3
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+import typer
+
+from enhanced_agent_bus.cli import faults
+from enhanced_agent_bus.cli.render import echo, print_json, print_table, safe
+from enhanced_agent_bus.cli.session import ask_running, session_of
+
+PYTHON_MIN: Final = (3, 11)
+SQLITE_MIN: Final = (3, 37, 0)
+WAL_RESET_MENDED: Final = (3, 51, 3)  # earlier ones can lose a WAL that two connections write at once
+FREE_MB_MIN: Final = 100
+FSYNC_ROUNDS: Final = 20
+FSYNC_MS_SLOW: Final = 50.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    state: Literal["ok", "note", "wrong"]
+    detail: str
+    remedy: str = ""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("doctor")(doctor)
+
+
+def doctor(context: typer.Context) -> int:
+    """Say what is wrong with this machine or home.
+
+    Looks at Python, SQLite, the policy worker, the home and the disk; exits 1 when something is wrong.
+
+    Example: eab doctor
+    """
+    session = session_of(context)
+    findings = [python(), sqlite(), worker(), *look_at_home(session.home), *disk(session.home)]
+    wrong = [finding for finding in findings if finding.state == "wrong"]
+    if session.json:
+        print_json({"ok": not wrong, "findings": [asdict(finding) for finding in findings]})
+    else:
+        print_table(("", "what", "found"), [(finding.state, finding.what, finding.detail) for finding in findings])
+        for finding in findings:
+            if finding.remedy:
+                echo(f"{finding.what}: {safe(finding.remedy)}")
+    return faults.FOUND if wrong else faults.DONE
+
+
+def python() -> Finding:
+    """The interpreter and the package."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        package = f"opa-agent-bus {version('opa-agent-bus')}"
+    except PackageNotFoundError:
+        package = "opa-agent-bus from a checkout"
+    detail = f"Python {platform.python_version()}, {package}, {platform.system()} {platform.machine()}"
+    if sys.version_info[:2] < PYTHON_MIN:
+        return Finding("python", "wrong", detail, "install Python 3.11 or later")
+    return Finding("python", "ok", detail)
+
+
+def sqlite() -> Finding:
+    """The library that Python is linked with."""
+    detail = f"SQLite {sqlite3.sqlite_version}"
+    if sqlite3.sqlite_version_info < SQLITE_MIN:
+        return Finding("sqlite", "wrong", detail, "use a Python that is linked with SQLite 3.37 or later")
+    if sqlite3.sqlite_version_info < WAL_RESET_MENDED:
+        return Finding("sqlite", "ok", f"{detail}; one writer only, so its WAL-reset bug is out of reach")
+    return Finding("sqlite", "ok", detail)
+
+
+def worker() -> Finding:
+    """The policy worker: it must start and say which OPA it is."""
+    from enhanced_agent_bus.errors import BusError
+
+    try:
+        label = asyncio.run(_worker_label())
+    except BusError as error:
+        return Finding("policy worker", "wrong", error.message, error.remedy)
+    return Finding("policy worker", "ok", f"OPA {label['opa']}, capabilities {label['capabilities']}")
+
+
+async def _worker_label() -> dict[str, str]:
+    from enhanced_agent_bus.engines.worker import WorkerEngine
+
+    engine = await WorkerEngine.start(workers=1)
+    try:
+        return dict(engine.label)
+    finally:
+        await engine.close()
+
+
+def look_at_home(home: Path) -> Iterator[Finding]:
+    """Settings, files, keys and lock of a home."""
+    from enhanced_agent_bus.cli.reading import status_at_rest
+    from enhanced_agent_bus.errors import BusError
+    from enhanced_agent_bus.settings import load_settings
+
+    try:
+        load_settings(home)
+        yield Finding("settings", "ok", str(home / "eab.toml") if (home / "eab.toml").exists() else "all by default")
+    except BusError as error:
+        yield Finding("settings", "wrong", error.message, error.remedy)
+    if not (home / "home.json").exists() and not (home / "bus.db").exists():
+        yield Finding("home", "note", f"there is none at {home}", "`eab init` makes one, or name another with --home")
+        return
+    try:
+        status = status_at_rest(home)
+        yield Finding("home", "ok", f"{home}: {status['records']} records, constitution {status['constitution']}")
+    except BusError as error:
+        yield Finding("home", "wrong", error.message, error.remedy)
+        return
+    key = home / "keys" / "log.key"
+    if key.exists() and key.stat().st_mode & 0o077:
+        yield Finding("keys", "wrong", f"{key} can be read by others", f"chmod 600 {key}")
+    yield lock(home)
+
+
+def lock(home: Path) -> Finding:
+    """Whether a process has the home open, and whether that one answers."""
+    running = ask_running(home, "status")
+    if running is not None:
+        return Finding("lock", "ok", "a running bus has the home open, and answers")
+    try:
+        descriptor = os.open(home / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return Finding("lock", "ok", "free")
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        remedy = "wait for that command to end; `fuser` on the file `lock` names the process"
+        return Finding("lock", "note", "a process has the home open, and does not answer commands", remedy)
+    finally:
+        os.close(descriptor)
+    return Finding("lock", "ok", "free")
+
+
+def disk(home: Path) -> Iterator[Finding]:
+    """Room, and how long a write takes to be on disk, where the home is or will be."""
+    folder = next(path for path in (home.absolute(), *home.absolute().parents) if path.is_dir())
+    free_mb = shutil.disk_usage(folder).free // 1_000_000
+    if free_mb < FREE_MB_MIN:
+        yield Finding("disk", "wrong", f"{free_mb} MB free at {folder}", "make room: without it nothing is delivered")
+    else:
+        yield Finding("disk", "ok", f"{free_mb:,} MB free")
+    try:
+        milliseconds = _fsync_ms(folder)
+    except OSError as error:
+        yield Finding("fsync", "wrong", f"{folder} cannot be written: {error.strerror}", "check who may write there")
+        return
+    detail = f"{milliseconds:.2f} ms to be on disk"
+    if milliseconds > FSYNC_MS_SLOW:
+        remedy = "each decision waits for it, many at a time: a faster disk makes single sends faster"
+        yield Finding("fsync", "note", detail, remedy)
+    else:
+        yield Finding("fsync", "ok", detail)
+
+
+def _fsync_ms(folder: Path) -> float:
+    """The median of a few small writes, in a file without a name."""
+    with tempfile.TemporaryFile(dir=folder) as file:
+        rounds = []
+        for _ in range(FSYNC_ROUNDS):
+            started = time.perf_counter()
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+            rounds.append((time.perf_counter() - started) * 1000)
+    return statistics.median(rounds)

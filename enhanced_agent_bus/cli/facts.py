@@ -1,0 +1,104 @@
+"""`eab facts`: what decisions remembered, and what operators put there. Changes are recorded."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from enhanced_agent_bus.cli.faults import CliError, unknown_id
+from enhanced_agent_bus.cli.render import compact, echo, print_json, print_json_lines, print_table, safe
+from enhanced_agent_bus.cli.session import change, session_of
+
+SCOPES = ("agent", "conversation", "tenant")
+Scope = Annotated[str, typer.Argument(metavar="SCOPE", help="agent, conversation or tenant.")]
+Owner = Annotated[str, typer.Argument(metavar="OWNER", help="Which agent, conversation or tenant.")]
+Key = Annotated[str, typer.Argument(metavar="KEY", help="The fact's key.")]
+
+app = typer.Typer(help="List and change what policies see as facts.", rich_markup_mode=None, no_args_is_help=True)
+
+
+def _scope(word: str) -> str:
+    """Policies say sender and recipient for what is kept of an agent. Raises: CliError."""
+    scope = "agent" if word in ("sender", "recipient") else word
+    if scope in SCOPES:
+        return scope
+    raise CliError(f"there is no scope {word!r}", remedy=f"it is one of {', '.join(SCOPES)}")
+
+
+@app.command("list")
+def list_(
+    context: typer.Context,
+    *,
+    scope: Annotated[str | None, typer.Option(metavar="SCOPE", help="Only agent, conversation or tenant.")] = None,
+    owner: Annotated[str | None, typer.Option(metavar="OWNER", help="Only of this one.")] = None,
+) -> None:
+    """List facts; reads only.
+
+    Example: eab facts list --scope agent --owner desk
+    """
+    from enhanced_agent_bus.cli.reading import facts
+
+    session = session_of(context)
+    rows = facts(session.existing_home(), None if scope is None else _scope(scope), owner)
+    if session.json:
+        print_json_lines(rows)
+        return
+    print_table(
+        ("scope", "owner", "key", "value"), [(r["scope"], r["owner"], r["key"], compact(r["value"])) for r in rows]
+    )
+
+
+@app.command()
+def put(
+    context: typer.Context,
+    scope: Scope,
+    owner: Owner,
+    key: Key,
+    value: Annotated[str, typer.Argument(metavar="VALUE", help="A number replaces; a string is added to the set.")],
+) -> None:
+    """Write one fact; recorded.
+
+    Example: eab facts put agent desk cleared yes
+    """
+    session = session_of(context)
+    try:
+        change(session, "put_fact", {"scope": _scope(scope), "owner": owner, "key": key, "value": _value(value)})
+    except ValueError as error:
+        raise CliError(f"the fact {key!r} cannot be written: {error}") from None
+    if session.json:
+        print_json({"scope": _scope(scope), "owner": owner, "key": key, "value": _value(value)})
+    else:
+        echo(safe(f"{_scope(scope)} {owner}: {key} has {compact(_value(value))}"))
+
+
+def _value(text: str) -> str | int | float:
+    """A JSON number or string, else the text as it is. Raises: CliError, for other JSON."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return value
+    if isinstance(value, bool) or value is None:
+        return text
+    raise CliError(f"a fact is a number or a string, not {text}", remedy="put several strings one at a time")
+
+
+@app.command()
+def remove(context: typer.Context, scope: Scope, owner: Owner, key: Key) -> None:
+    """Remove one fact with all its values; recorded.
+
+    Example: eab facts remove agent desk cleared
+    """
+    session = session_of(context)
+    try:
+        change(session, "remove_fact", {"scope": _scope(scope), "owner": owner, "key": key})
+    except KeyError:
+        remedy = "`eab facts list` shows what there is"
+        raise unknown_id(f"there is no fact {key!r} of {scope} {owner!r}", remedy) from None
+    if session.json:
+        print_json({"scope": _scope(scope), "owner": owner, "key": key, "value": None})
+    else:
+        echo(safe(f"removed {key} of {_scope(scope)} {owner}"))

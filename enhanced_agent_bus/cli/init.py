@@ -1,0 +1,99 @@
+"""`eab init`: an application, a constitution and some messages to start from, and a home with its keys."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from enhanced_agent_bus.cli.faults import CliError
+from enhanced_agent_bus.cli.render import echo, print_json, safe
+from enhanced_agent_bus.cli.session import DEFAULT_HOME, session_of
+
+RUN = "eab run app.py:build --input messages.jsonl"
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("init")(init)
+
+
+def init(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write; made if need be.")] = Path(),
+) -> None:
+    """Write an application to start from, and its home.
+
+    Writes app.py, policies/, messages.jsonl and the home .eab; nothing is written over.
+
+    Example: eab init desk && cd desk && eab run app.py:build --input messages.jsonl
+    """
+    session = session_of(context)
+    explicit = session.home != Path(DEFAULT_HOME)
+    home = session.home if explicit else folder / DEFAULT_HOME
+    written = write_starter(folder, home)
+    try:
+        digest, revision = asyncio.run(_open_once(home, folder / "policies"))
+    except BaseException:  # all or nothing: the next try finds the folder as this one did
+        for path in (*written, home):
+            _remove(path)
+        raise
+    command = RUN if not explicit else f"eab --home {home.absolute()} run app.py:build --input messages.jsonl"
+    if folder.absolute() != Path.cwd():
+        command = f"cd {folder} && {command}"
+    if session.json:
+        paths = [str(path) for path in written]
+        document = {"folder": str(folder), "home": str(home), "written": paths, "next": command}
+        print_json(document | {"constitution": digest, "revision": revision})
+        return
+    for path in written:
+        echo(f"wrote {safe(path)}")
+    echo(f"made the home {safe(home)}, constitution {digest} (revision {revision})")
+    echo()
+    echo("Now type:")
+    echo(f"  {safe(command)}")
+
+
+def write_starter(folder: Path, home: Path) -> list[Path]:
+    """Copies the starter into the folder. Raises: CliError, when something of it is there already."""
+    from enhanced_agent_bus._share import share_folder
+
+    starter = share_folder("examples") / "starter"
+    sources = {
+        folder / "app.py": starter / "app.py",
+        folder / "policies": share_folder("policies"),
+        folder / "messages.jsonl": starter / "messages.jsonl",
+    }
+    there = [str(path) for path in (*sources, home) if path.exists()]
+    if there:
+        raise CliError(
+            f"{', '.join(there)} {'is' if len(there) == 1 else 'are'} there already; nothing was written",
+            remedy="name another folder, or move what is there",
+            code="exists",
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    for target, source in sources.items():
+        if source.is_dir():
+            shutil.copytree(source, target)
+        else:
+            shutil.copyfile(source, target)
+    return list(sources)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+async def _open_once(home: Path, constitution: Path) -> tuple[str, int]:
+    """A bus that is opened makes its home, and checks the constitution on this machine."""
+    from enhanced_agent_bus import open_bus
+
+    async with open_bus(home, constitution=constitution) as bus:
+        status = bus.status()
+        return status.constitution, status.revision

@@ -1,0 +1,59 @@
+"""The progress bar of a run: on a terminal only, and never in what a program reads."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, Self
+
+from enhanced_agent_bus.cli.render import console, echo
+
+if TYPE_CHECKING:
+    from enhanced_agent_bus.cli.feed import Tally
+    from enhanced_agent_bus.cli.lines import LineReader
+
+REFRESH_SECONDS: Final = 0.1
+
+
+class Progress:
+    """A bar over the bytes read where their number is known, and the counts so far."""
+
+    def __init__(self, reader: LineReader, tally: Tally, *, quiet: bool) -> None:
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+        self._reader = reader
+        self._tally = tally
+        self._shown = not quiet and sys.stderr.isatty()
+        self._next = 0.0
+        self._bar = Progress(
+            BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"), TimeElapsedColumn(),
+            console=console(error=True), disable=not self._shown, transient=True,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=reader.bytes_total)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self) -> None:
+        """Called at every change; draws a few times a second."""
+        now = time.monotonic()
+        if not self._shown or now < self._next:
+            return
+        self._next = now + REFRESH_SECONDS
+        states = self._tally.states
+        text = f"{self._tally.ended} ended: {states['delivered']} delivered, {states['refused']} refused"
+        self._bar.update(self._task, completed=self._reader.bytes_read, description=text)
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        if self._shown:
+            self._bar.console.print(line, style="yellow")
+        else:
+            echo(line, error=True)

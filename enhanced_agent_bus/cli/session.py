@@ -1,0 +1,92 @@
+"""What every command shares: which home, which output, and how a bus is reached that another process may hold."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from enhanced_agent_bus.cli.faults import CliError
+
+if TYPE_CHECKING:
+    import typer
+
+DEFAULT_HOME = ".eab"
+Json: TypeAlias = Any  # what json.loads makes
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """The global options of one command."""
+
+    home: Path
+    json: bool
+
+    def existing_home(self) -> Path:
+        """Raises: CliError, when there is no home there."""
+        if (self.home / "home.json").is_file() or (self.home / "bus.db").is_file():
+            return self.home
+        what = "is no home" if self.home.exists() else "does not exist"
+        raise CliError(
+            f"the home {self.home} {what}",
+            remedy="name one with --home DIR or EAB_HOME, or make one with `eab init`",
+            code="no_home",
+        )
+
+
+def session_of(context: typer.Context) -> Session:
+    """The session that the global options made."""
+    return cast("Session", context.obj)
+
+
+def home_from(option: str | None) -> Path:
+    """`--home`, else $EAB_HOME, else ./.eab."""
+    return Path(option or os.environ.get("EAB_HOME") or DEFAULT_HOME)
+
+
+def change(session: Session, op: str, args: Mapping[str, Any]) -> Json:
+    """Does one operation on the bus of this home: opens it, or asks the process that has it open.
+
+    Raises: BusError, KeyError or ValueError as the operation does; CliError, when there is no home.
+    """
+    return asyncio.run(_change(session.existing_home(), op, args))
+
+
+async def _change(home: Path, op: str, args: Mapping[str, Any]) -> Json:
+    from enhanced_agent_bus import open_bus
+    from enhanced_agent_bus.control import call, perform
+    from enhanced_agent_bus.errors import StoreLocked
+    from enhanced_agent_bus.ledger.home import control_socket
+
+    async with AsyncExitStack() as stack:
+        try:
+            bus = await stack.enter_async_context(open_bus(home))
+        except StoreLocked:
+            path = control_socket(home)
+            if path is None:  # another command has it for a moment, or it was opened without a socket
+                raise
+            return call(path, op, args)
+        return await perform(bus, op, args)
+
+
+def ask_running(home: Path, op: str, args: Mapping[str, Any] | None = None, *, timeout: float = 5.0) -> Json | None:
+    """The answer of the process that has this home open; None when there is none that answers."""
+    from enhanced_agent_bus.control import call
+    from enhanced_agent_bus.ledger.home import control_socket
+
+    path = control_socket(home)
+    if path is None:
+        return None
+    try:
+        return call(path, op, args, timeout=timeout)
+    except OSError:
+        return None
+
+
+def note_access(session: Session, command: str, what: str) -> None:
+    """Records who reads payloads, before they are shown. Raises: BusError, and then nothing is shown."""
+    change(session, "note_access", {"command": command, "what": what})

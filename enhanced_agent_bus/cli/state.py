@@ -1,0 +1,94 @@
+"""`eab status` and `eab agents`: how the bus stands, with a running process or without."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from enhanced_agent_bus.cli.render import echo, print_json, print_json_lines, print_pairs, print_table, safe
+from enhanced_agent_bus.cli.session import ask_running, session_of
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command("status")(status)
+    app.command("agents")(agents)
+
+
+def status(context: typer.Context) -> None:
+    """Show messages, constitution and weakenings.
+
+    Asks a running bus, or reads the home; changes nothing.
+
+    Example: eab status
+    """
+    from enhanced_agent_bus.cli.reading import status_at_rest
+
+    session = session_of(context)
+    home = session.existing_home()
+    document = ask_running(home, "status")
+    if document is None:
+        document = status_at_rest(home)
+    if session.json:
+        print_json(document)
+    else:
+        _show_status(document)
+
+
+def _show_status(document: dict[str, Any]) -> None:
+    engine = document.get("engine") or {}
+    print_pairs(
+        [
+            ("home", document["home"]),
+            ("running", "yes" if document["running"] else "no"),
+            ("bus", f"{document['bus']}, node {document['node']}"),
+            ("constitution", f"{document['constitution']} (revision {document['revision']})"),
+            ("engine", " ".join(str(engine[key]) for key in ("name", "opa") if engine.get(key))),
+            ("agents", document["agents"]),
+            ("records", document["records"]),
+            ("weakenings", ", ".join(document["security_state"]) or "none"),
+        ]
+    )
+    echo()
+    accounting = dict(document["accounting"])
+    accepted = accounting.pop("accepted", 0)
+    print_table(("messages", "count"), [("accepted", accepted), *((f"  {k}", v) for k, v in accounting.items())])
+    if accepted != sum(accounting.values()):
+        echo()
+        echo(f"these do not add up: {accepted} accepted, {sum(accounting.values())} in some state; `eab audit verify`")
+
+
+def agents(context: typer.Context) -> None:
+    """List who is registered.
+
+    Example: eab agents
+    """
+    from enhanced_agent_bus.cli.reading import remembered_agents
+
+    session = session_of(context)
+    home = session.existing_home()
+    rows = ask_running(home, "agents")
+    if rows is None:
+        rows = remembered_agents(home)
+    if session.json:
+        print_json_lines(rows)
+        return
+    print_table(
+        ("agent", "tenant", "roles", "capabilities", "topics", "constitution", "live", "waiting"),
+        [
+            (
+                row["id"],
+                row["tenant"],
+                ", ".join(row["roles"]),
+                ", ".join(row["capabilities"]),
+                ", ".join(row["topics"]),
+                row["constitution"],
+                "yes" if row["live"] else "no",
+                row["waiting"],
+            )
+            for row in rows
+        ],
+    )
+    if not rows:
+        echo(safe("nobody is registered: an application registers agents when it runs, `eab run APP`"))
