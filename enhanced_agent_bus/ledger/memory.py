@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Final, NamedTuple
+from typing import Final
 
 from enhanced_agent_bus.errors import AuditUnavailable, BusError
 from enhanced_agent_bus.ledger import rows
@@ -21,11 +21,6 @@ RECORDS_MAX: Final = 10_000
 ENDED_MAX: Final = 10_000
 _GONE: Final = frozenset(END_STATES) - {"dead_lettered"}
 _REMEDY: Final = "nothing was delivered; send again with the same id"
-
-
-class _Kept(NamedTuple):
-    opening: Opening
-    at_us: int
 
 
 class MemoryLedger:
@@ -45,7 +40,7 @@ class MemoryLedger:
         self._at_us = 0
         self._counts = {"accepted": 0, **dict.fromkeys(WAITING_STATES, 0), **dict.fromkeys(END_STATES, 0)}
         self._seqs: dict[str, int] = {}  # message id to seq
-        self._messages: dict[int, _Kept] = {}  # in seq order
+        self._messages: dict[int, tuple[Opening, int]] = {}  # and when it was opened, in seq order
         self._moves: dict[int, Move] = {}  # the newest one of a message
         self._ended: deque[int] = deque()
         self._dead: dict[int, None] = {}  # an ordered set
@@ -78,13 +73,14 @@ class MemoryLedger:
                 self._tell(entry, BusError(f"there is a message {message_id} already", code="malformed"))
                 return
             self._seqs[message_id] = seq
-            self._messages[seq] = _Kept(opening, self._at_us)
+            self._messages[seq] = (opening, self._at_us)
             self._counts["accepted"] += 1
             self._counts[opening.state] += 1
         if entry.move is not None:
             self._move(entry.move)
-        for scope, owner, key, value in entry.facts:
-            self._fact(scope, owner, key, value)
+        if entry.facts:
+            for scope, owner, key, value in entry.facts:
+                self._fact(scope, owner, key, value)
         if entry.agent is not None:
             self._agents[entry.agent.id] = entry.agent
         if entry.settings:
@@ -115,8 +111,8 @@ class MemoryLedger:
     def _forget(self, row: int) -> None:
         self._dead.pop(row, None)
         self._moves.pop(row, None)
-        kept = self._messages.pop(row)
-        del self._seqs[kept.opening.envelope.id]
+        opening, _ = self._messages.pop(row)
+        del self._seqs[opening.envelope.id]
 
     def _fact(self, scope: str, owner: str, key: str, value: bytes | None) -> None:
         facts = self._facts.get((scope, owner))
@@ -159,16 +155,16 @@ class MemoryLedger:
     ) -> list[StoredMessage]:
         found = (
             self._stored(seq)
-            for seq, kept in self._messages.items()
+            for seq, (opening, _) in self._messages.items()
             if seq > after_seq
             and self._state(seq) in states
-            and (recipient is None or kept.opening.envelope.recipient == recipient)
+            and (recipient is None or opening.envelope.recipient == recipient)
         )
         return list(islice(found, limit))
 
     def _state(self, seq: int) -> str:
         move = self._moves.get(seq)
-        return self._messages[seq].opening.state if move is None else move.state
+        return self._messages[seq][0].state if move is None else move.state
 
     def _stored(self, seq: int) -> StoredMessage:
         opening, at_us = self._messages[seq]
