@@ -2,7 +2,6 @@ package main
 
 import (
 	"strconv"
-	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 )
@@ -11,12 +10,11 @@ import (
 // checker does not see these: to it, data may come from anywhere.
 func (c *constitution) checkDataRefs(r *report) {
 	for _, name := range sortedKeys(c.compiler.Modules) {
-		ast.WalkRefs(c.compiler.Modules[name], func(ref ast.Ref) bool {
+		walkRefs(c.compiler.Modules[name], func(ref ast.Ref, location *ast.Location) {
 			if ref.HasPrefix(ast.DefaultRootRef) && !c.resolves(ref) {
-				r.at(ref[0].Location, "there is no "+staticText(ref), "check the spelling, and that the rule or data is there; "+
+				r.at(location, "there is no "+ref.ConstantPrefix().String(), "check the spelling, and that the rule or data is there; "+
 					"for a key that may be missing, use object.get")
 			}
-			return false
 		})
 	}
 }
@@ -64,8 +62,4 @@ func child(data any, found bool, step ast.Value) (any, bool) {
 	default:
 		return nil, false
 	}
-}
-
-func staticText(ref ast.Ref) string {
-	return strings.TrimSpace(ref.ConstantPrefix().String())
 }

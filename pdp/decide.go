@@ -10,7 +10,6 @@ import (
 	"runtime/debug"
 	"time"
 
-	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/rego"
 	"github.com/open-policy-agent/opa/v1/topdown"
 )
@@ -85,7 +84,7 @@ func (s *server) decide(a *ask) {
 
 // evaluate asks data.bus.decision; nothing but a timeout, an error or the one value comes back (nil: undefined).
 func (c *constitution) evaluate(input []byte, left time.Duration, options ...rego.EvalOption) ([]byte, *failure) {
-	value, err := ast.ValueFromReader(bytes.NewReader(input))
+	value, err := parseInput(input)
 	if err != nil {
 		return nil, &failure{Code: "policy_malformed", Message: "the input is not JSON: " + err.Error()}
 	}

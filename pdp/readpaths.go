@@ -27,29 +27,17 @@ type widened struct {
 // so that two inputs that agree at these paths get one decision. `with` replaces input or data, so it ends caching.
 func findReads(compiler *ast.Compiler, src *source) reads {
 	found := reads{cacheable: true}
-	var visitor *ast.GenericVisitor
-	visitor = ast.NewGenericVisitor(func(node any) bool {
-		switch node := node.(type) {
-		case *ast.With:
-			found.cacheable = false
-		case *ast.Head:
-			visitor.Walk(node.Reference) // the visitor itself leaves it out
-		case *ast.Term:
-			if ref, ok := node.Value.(ast.Ref); ok && ref.HasPrefix(ast.InputRootRef) {
-				found.note(ref, node.Location, src)
-				for _, step := range ref[1:] {
-					visitor.Walk(step)
-				}
-				return true
-			}
-			if node.Value.Compare(ast.InputRootDocument.Value) == 0 {
-				found.note(ast.InputRootRef, node.Location, src)
-			}
-		}
-		return false
-	})
 	for _, name := range sortedKeys(compiler.Modules) {
-		visitor.Walk(compiler.Modules[name])
+		module := compiler.Modules[name]
+		ast.WalkWiths(module, func(*ast.With) bool {
+			found.cacheable = false
+			return false
+		})
+		walkRefs(module, func(ref ast.Ref, location *ast.Location) {
+			if ref.HasPrefix(ast.InputRootRef) {
+				found.note(ref, location, src)
+			}
+		})
 	}
 	found.paths = withoutCovered(found.paths)
 	return found

@@ -63,7 +63,7 @@ func test(from string, coverage bool) (any, error) {
 	}
 	answer := testAnswer{Tests: orEmpty(results)}
 	if covered != nil {
-		answer.Coverage = coverageOf(covered.Report(c.modules))
+		answer.Coverage = c.coverage(covered.Report(c.modules))
 	}
 	return answer, nil
 }
@@ -80,6 +80,7 @@ func (c *constitution) test(covered *cover.Cover) ([]testResult, []problem) {
 		WithRewriteTestRules(false)
 	runner := tester.NewRunner().
 		SetCompiler(compiler).
+		SetStore(c.store).
 		SetStore(c.store).
 		SetModules(modules).
 		RaiseBuiltinErrors(true).
@@ -157,16 +158,22 @@ func (c *constitution) runTests() (testCounts, []problem) {
 	return counts, r.problems
 }
 
-func coverageOf(found cover.Report) []fileCoverage {
+// coverage is of what decides, not of the tests themselves.
+func (c *constitution) coverage(found cover.Report) []fileCoverage {
 	list := []fileCoverage{}
-	for _, name := range sortedKeys(found.Files) {
+	for _, name := range sortedKeys(c.modules) {
 		file := found.Files[name]
+		if file == nil {
+			continue
+		}
 		one := fileCoverage{File: name, Covered: file.CoveredLines, Total: file.CoveredLines + file.NotCoveredLines, UncoveredRows: []int{}}
 		for _, span := range file.NotCovered {
 			for row := span.Start.Row; row <= span.End.Row; row++ {
 				one.UncoveredRows = append(one.UncoveredRows, row)
 			}
 		}
+		slices.Sort(one.UncoveredRows)
+		one.UncoveredRows = slices.Compact(one.UncoveredRows)
 		list = append(list, one)
 	}
 	return list
