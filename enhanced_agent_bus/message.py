@@ -83,6 +83,10 @@ class Message:
         self._agreed = constitution
         self._payload = payload
 
+    def carrying(self, payload: Any) -> Message:
+        """The same message with a payload that the recipient's model has made of it."""
+        return Message(self._envelope, attempt=self._attempt, constitution=self._agreed, payload=payload)
+
     def __repr__(self) -> str:
         envelope = self._envelope
         return f"<Message {envelope.id} {envelope.type} {envelope.sender} -> {envelope.recipient}>"

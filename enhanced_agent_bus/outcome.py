@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 from enhanced_agent_bus.errors import Refused
@@ -27,6 +27,14 @@ class Outcome:
     attempts: int = 0
     code: str | None = None
     reply: Message | None = None
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def instant_of(us: int) -> datetime:
+    """The instant so many microseconds after 1970, UTC."""
+    return _EPOCH + timedelta(microseconds=us)
 
 
 async def _no_outcome(_timeout_seconds: float | None) -> Outcome:
@@ -95,6 +103,16 @@ class Waiting:
     since: datetime
     due: datetime | None = None
     reasons: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """What decisions remembered: a number, or a sorted list of strings, under an owner's key."""
+
+    scope: str  # agent (as a sender or a recipient), conversation or tenant
+    owner: str
+    key: str
+    value: str | int | float | list[str]
 
 
 @dataclass(frozen=True, slots=True)

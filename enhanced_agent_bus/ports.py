@@ -42,6 +42,10 @@ class Clock(Protocol):
         """The time that policies see (UTC); fixed by `eab run --at`."""
         ...
 
+    def boot(self) -> str:
+        """Names this start of the machine, so that monotonic times can be compared; empty where it has no name."""
+        ...
+
 
 # --- the policy decision point -------------------------------------------------------------------------------------
 
@@ -126,7 +130,7 @@ class PolicyEngine(Protocol):
 class FactChange(NamedTuple):
     """The new value of one fact. `value` is JSON bytes as the fact book wrote them; None removes the row."""
 
-    scope: str  # sender, recipient... are agents: "agent"; "conversation"; "tenant"
+    scope: str  # "agent" (a sender or recipient), "conversation" or "tenant"
     owner: str
     key: str
     value: bytes | None
@@ -256,6 +260,10 @@ class Ledger(Protocol):
     def facts(self, scope: str, owner: str) -> dict[str, bytes]: ...
 
     def fact_rows(self, scope: str | None = None, owner: str | None = None) -> list[FactChange]: ...
+
+    def record(self, seq: int) -> bytes:
+        """The stored bytes of one record. Raises: KeyError."""
+        ...
 
     def agents(self) -> list[AgentRow]: ...
 

@@ -83,9 +83,12 @@ class Ruling:
     obligations: tuple[Mapping[str, Any], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Party:
-    """An agent as the registry vouches for it; `document` is its part of the policy's input."""
+    """An agent as the registry vouches for it; `document` is its part of the policy's input.
+
+    Compared by identity: each registration makes a new one.
+    """
 
     id: str
     tenant: str

@@ -1,0 +1,1 @@
+"""May it travel? The chain of gates every message passes, each time it moves."""

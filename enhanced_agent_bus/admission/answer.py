@@ -1,0 +1,106 @@
+"""From an engine's answer to a ruling: only JSON `true` in the declared shape allows (contract §4)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from enhanced_agent_bus.verdict import Answer, Hold, Reason, Refusal, Remember, Ruling
+
+REASONS_MAX: Final = 32
+TEXT_CHARS_MAX: Final = 1000
+NAME_CHARS_MAX: Final = 64
+OBLIGATIONS: Final = frozenset({"handler_timeout", "deliver_only_to"})
+
+Text = Annotated[str, Field(max_length=10_000)]
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class _Reason(_Shape):
+    rule: Text
+    code: Text = ""
+    message: Text = ""
+    remedy: Text = ""
+
+
+class _Hold(_Shape):
+    rule: Text
+    approvers: Annotated[int, Field(ge=1, le=100)] = 1
+    roles: tuple[Text, ...] = Field(min_length=1, strict=False)
+    expires_in: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3600.0
+
+
+class _Remember(_Shape):
+    scope: Literal["sender", "recipient", "conversation", "tenant"]
+    key: Text
+    value: str | int | float | None = None
+    add: int | None = None
+
+    @model_validator(mode="after")
+    def _one_of(self) -> _Remember:
+        if (self.value is None) == (self.add is None) or isinstance(self.value, bool):
+            raise ValueError("exactly one of value (a string or a number) and add (an integer)")
+        return self
+
+
+class _Document(_Shape):
+    allow: bool
+    reasons: tuple[_Reason, ...] = Field(default=(), strict=False, max_length=10_000)
+    hold: tuple[_Hold, ...] = Field(default=(), strict=False, max_length=100)
+    remember: tuple[_Remember, ...] = Field(default=(), strict=False, max_length=1000)
+    obligations: tuple[dict[str, Any], ...] = Field(default=(), strict=False, max_length=100)
+
+
+def ruling(answer: Answer) -> Ruling | Refusal:
+    """The ruling in an answer, or the refusal that stands for having none."""
+    if answer.code is not None:
+        return Refusal(answer.code, answer.detail or _WHY.get(answer.code, ""), _REMEDY.get(answer.code, ""))
+    if not answer.body:
+        return Refusal("policy_undefined", _WHY["policy_undefined"], _REMEDY["policy_undefined"])
+    try:
+        document = _Document.model_validate_json(answer.body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return Refusal("policy_malformed", f"data.bus.decision {where}: {first['msg']}", _REMEDY["policy_malformed"])
+    unknown = [item for item in document.obligations if item.get("type") not in OBLIGATIONS]
+    if document.allow and unknown:
+        return Refusal(
+            "obligation_unknown",
+            f"the policy asks for {str(unknown[0].get('type'))[:60]!r}, which this bus cannot do",
+            f"use one of {', '.join(sorted(OBLIGATIONS))}",
+        )
+    return Ruling(
+        allow=document.allow,
+        reasons=tuple(
+            Reason(
+                item.rule[:NAME_CHARS_MAX],
+                (item.code or item.rule)[:NAME_CHARS_MAX],
+                item.message[:TEXT_CHARS_MAX],
+                item.remedy[:TEXT_CHARS_MAX],
+            )
+            for item in document.reasons[:REASONS_MAX]
+        ),
+        hold=tuple(Hold(item.rule, item.approvers, item.roles, item.expires_in) for item in document.hold),
+        remember=tuple(Remember(item.scope, item.key, item.value, item.add) for item in document.remember),
+        obligations=document.obligations,
+    )
+
+
+_WHY: Final = {
+    "policy_undefined": "the policy gave no answer",
+    "policy_timeout": "the policy did not answer in time",
+    "policy_unavailable": "no policy worker could be asked",
+    "policy_error": "a built-in failed while the policy was evaluated",
+}
+_REMEDY: Final = {
+    "policy_undefined": "make data.bus.decision always defined: `default allow := false`",
+    "policy_malformed": "answer in the shape of docs/reference/decision.md, and nothing else",
+    "policy_error": "run `eab policy explain` on this message and guard the built-in that failed",
+    "policy_timeout": "simplify the rule, or raise policy.timeout_seconds",
+    "policy_unavailable": "see `eab doctor`; send again with the same id",
+}

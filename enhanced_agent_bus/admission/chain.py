@@ -1,0 +1,532 @@
+"""`admit`: the one gate. Who sends? Under which constitution? What do the user's gates say? What does the policy say?
+
+The first no ends it, and whatever raises, hangs or says nothing has not said yes. Between the last look at the facts
+and the constitution and the return of an allow there is no await, and the caller must put the record without one:
+so a decision holds for the facts that it is written beside.
+
+Not here: the shape of a payload (`canonical.py`), which is checked before there is an envelope to judge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Protocol
+
+import orjson
+
+from enhanced_agent_bus.admission.answer import ruling
+from enhanced_agent_bus.admission.facts import COUNTERS, Added, FactBook, scopes
+from enhanced_agent_bus.admission.reading import Reading
+from enhanced_agent_bus.admission.record import Record
+from enhanced_agent_bus.admission.seal import Randomness
+from enhanced_agent_bus.message import Message
+from enhanced_agent_bus.ports import Clock, FactChange, Gate, Loaded, PolicyEngine
+from enhanced_agent_bus.verdict import Addressed, Admitted, Answer, Hold, Party, Pass, Reason, Refusal, Ruling
+
+LATEST: Final = "latest"
+ROUNDS_MAX: Final = 1000  # how often the facts may change under one question before it is given up
+
+
+class RulingCache(Protocol):
+    """Rulings by constitution and key; see `engines/cache.py`."""
+
+    def get(self, digest: str, key: bytes) -> tuple[Ruling, str] | None: ...
+
+    def put(self, digest: str, key: bytes, ruling: Ruling, decision_id: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Active:
+    """The constitution that decides, and what it reads."""
+
+    loaded: Loaded
+    reading: Reading
+
+    @property
+    def digest(self) -> str:
+        return self.loaded.digest
+
+    @property
+    def revision(self) -> int:
+        return self.loaded.revision
+
+
+@dataclass(slots=True)
+class Case:
+    """A message before the gate: `why` it is here (contract §10), and what is known of its past."""
+
+    addressed: Addressed
+    why: str = "send"
+    attempt: int = 1
+    previous: str | None = None
+    added: Sequence[Added] = ()
+    cause: Mapping[str, Any] | None = None
+    first: bool = True  # its first decision: counts in `sent` or `refused`
+    counted: bool = False  # it is in `sent` already
+    refusal: Refusal | None = None  # found before the gate: recorded like any other
+
+
+@dataclass(slots=True)
+class Decided:
+    """What the gate said, with the record of it and the facts that go with it. `admitted` is set for an allow."""
+
+    verdict: Literal["allow", "hold", "refuse"]
+    code: str | None
+    reasons: tuple[Reason, ...]
+    decision_id: str
+    constitution: str
+    revision: int
+    fields: dict[str, Any]
+    texts: tuple[bytes, bytes] | None
+    changes: list[FactChange]
+    added: Sequence[Added]
+    admitted: Admitted | None = None
+    hold: tuple[Hold, ...] = ()
+
+
+@dataclass(slots=True)
+class _Asked:
+    """The policy's part of one decision."""
+
+    ruling: Ruling | Refusal
+    document: dict[str, Any] | None = None
+    cached_from: str | None = None
+    eval_us: int = 0
+    key: bytes | None = None  # set where the ruling may be cached, once its decision is put
+    decision_id: str | None = None
+
+
+@dataclass(slots=True)
+class _Lock:
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    users: int = 0
+
+
+class Admission:
+    """The chain, for one bus."""
+
+    def __init__(
+        self,
+        *,
+        engine: PolicyEngine,
+        cache: RulingCache,
+        facts: FactBook,
+        clock: Clock,
+        randomness: Randomness,
+        gates: Sequence[Gate] = (),
+        policy_seconds: float = 0.25,
+        gate_seconds: float = 1.0,
+        grace_seconds: float = 0.0,
+    ) -> None:
+        self.facts = facts
+        self._engine = engine
+        self._cache = cache
+        self._clock = clock
+        self._gates = tuple(gates)
+        self._policy_seconds = policy_seconds
+        self._gate_seconds_max = gate_seconds
+        self._grace_seconds = grace_seconds
+        self._active: Active | None = None
+        self._past: dict[str, float] = {}  # digest -> until when it is still agreed to (monotonic seconds)
+        self._flights: dict[tuple[str, bytes], asyncio.Future[tuple[Ruling | Refusal, str, int] | None]] = {}
+        self._locks: dict[tuple[str, str], _Lock] = {}
+        self._record = Record(clock=clock, randomness=randomness, engine=engine.label)
+
+    @property
+    def active(self) -> Active:
+        if self._active is None:
+            raise RuntimeError("no constitution is active")
+        return self._active
+
+    @property
+    def current(self) -> Active | None:
+        """The active constitution, or None before the first."""
+        return self._active
+
+    def activate(self, loaded: Loaded) -> None:
+        """From here on nothing is decided under the one before."""
+        if self._active is not None and self._active.digest != loaded.digest:
+            self._past[self._active.digest] = self._clock.monotonic() + self._grace_seconds
+        self._past.pop(loaded.digest, None)
+        self._active = Active(loaded, Reading(loaded))
+
+    # --- the road --------------------------------------------------------------------------------------------------
+
+    async def judge(self, case: Case) -> Decided:
+        """Decides one message. The caller puts the record of it without an await in between."""
+        if case.refusal is not None:
+            return self._refuse(case, self.active, case.refusal, _Asked(case.refusal))
+        refusal = self._constitution_gate(case.addressed.sender, self.active)
+        if refusal is None and self._gates:
+            refusal = await self._plugin_gates(case)
+        if refusal is not None:
+            return self._refuse(case, self.active, refusal, _Asked(refusal))
+        return await self._policy_gate(case)
+
+    def _constitution_gate(self, sender: Party, active: Active) -> Refusal | None:
+        agreed = sender.constitution
+        if agreed in (LATEST, active.digest) or self._past.get(agreed, 0.0) > self._clock.monotonic():
+            return None
+        return Refusal(
+            "constitution_mismatch",
+            f"{sender.id} agreed to {agreed}, but {active.digest} is active",
+            'register the agent with constitution="latest", or with the active digest once it agrees to it',
+        )
+
+    async def _plugin_gates(self, case: Case) -> Refusal | None:
+        for gate in self._gates:
+            answer = await self._gate(gate, Message(case.addressed.envelope, attempt=case.attempt))
+            if isinstance(answer, Refusal):
+                return answer
+        return None
+
+    async def _gate(self, gate: Gate, message: Message) -> Pass | Refusal:
+        try:
+            async with asyncio.timeout(self._gate_seconds_max):
+                answer: object = await gate.check(message)
+        except Exception as error:  # A gate that breaks has not said yes.
+            what = "took too long" if isinstance(error, TimeoutError) else f"raised {type(error).__name__}"
+            return Refusal(
+                "gate_broken", f"the gate {gate.name} {what}", "mend the gate; the message was not delivered"
+            )
+        if isinstance(answer, Pass):
+            return answer
+        if isinstance(answer, Refusal):
+            return Refusal("gate_refused", reasons=(Reason(gate.name, answer.code, answer.message, answer.remedy),))
+        return Refusal("gate_silent", f"the gate {gate.name} answered neither way", "return Pass() or Refusal(...)")
+
+    async def _policy_gate(self, case: Case) -> Decided:
+        deadline = self._clock.monotonic() + self._policy_seconds
+        for _ in range(ROUNDS_MAX):
+            active = self.active
+            asked = self._cached(case, active)
+            if asked is None:
+                refusal = self._constitution_gate(case.addressed.sender, active)
+                if refusal is not None:
+                    return self._refuse(case, active, refusal, _Asked(refusal))
+                asked = await self._evaluated(case, active, deadline)
+                if active is not self.active or not self._still_true(case, active, asked):
+                    continue  # decided under what is no longer so
+                self._keep(active, asked)
+            return self._conclude(case, active, asked)
+        refusal = Refusal("policy_timeout", "the facts changed faster than the policy could answer", "send again")
+        return self._refuse(case, self.active, refusal, _Asked(refusal))
+
+    def _keep(self, active: Active, asked: _Asked) -> None:
+        """Caches a ruling whose decision is put next, so that whoever cites it cites a record."""
+        if asked.key is not None and asked.decision_id is not None and isinstance(asked.ruling, Ruling):
+            self._cache.put(active.digest, asked.key, asked.ruling, asked.decision_id)
+
+    # --- asking ----------------------------------------------------------------------------------------------------
+
+    def _cached(self, case: Case, active: Active) -> _Asked | None:
+        reading = active.reading
+        if not reading.cacheable:
+            return None
+        document = self._document(case, active)
+        found = self._cache.get(active.digest, self._key(case, document, reading))
+        return _Asked(found[0], document, found[1]) if found is not None else None
+
+    def _key(self, case: Case, document: dict[str, Any], reading: Reading) -> bytes:
+        addressed = case.addressed
+        payload = orjson.loads(addressed.envelope.body) if reading.payload else None
+        return reading.key(document, payload, addressed.sender, addressed.recipient)
+
+    def _still_true(self, case: Case, active: Active, asked: _Asked) -> bool:
+        """Whether the facts that this answer can depend on are as they were when it was asked."""
+        if asked.document is None or not active.reading.fact_scopes:
+            return True
+        now = active.reading.facts_key(self._facts_seen(case))
+        return now == active.reading.facts_key(asked.document["facts"])
+
+    async def _evaluated(self, case: Case, active: Active, deadline: float) -> _Asked:
+        """Asks the engine, one at a time for those who share facts that the policy reads: else all but one would
+        have to ask again."""
+        names = self._owners(case)
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(deadline - self._clock.monotonic()):
+                    for owner in sorted({names[scope] for scope in active.reading.fact_scopes}):
+                        await stack.enter_async_context(self._locked(owner))
+            except TimeoutError:
+                return _Asked(ruling(_timed_out("the policy was busy with messages that share facts with this one")))
+            return await self._cached_or_asked(case, active, deadline)
+
+    async def _cached_or_asked(self, case: Case, active: Active, deadline: float) -> _Asked:
+        reading = active.reading
+        if not reading.cacheable:
+            document = self._document(case, active)
+            answer, us = await self._ask(case, active, document, deadline)
+            return _Asked(answer, document, None, us)
+        while True:
+            document = self._document(case, active)
+            key = self._key(case, document, reading)
+            found = self._cache.get(active.digest, key)
+            if found is not None:
+                return _Asked(found[0], document, found[1])
+            flight = self._flights.get((active.digest, key))
+            if flight is None:
+                return await self._fly(case, active, document, key, deadline)
+            try:
+                async with asyncio.timeout(deadline - self._clock.monotonic()):
+                    landed = await asyncio.shield(flight)
+            except TimeoutError:
+                return _Asked(ruling(_timed_out("")), document)
+            if landed is not None:
+                return _Asked(landed[0], document, landed[1])
+
+    async def _fly(self, case: Case, active: Active, document: dict[str, Any], key: bytes, deadline: float) -> _Asked:
+        """One evaluation for all that ask the same meanwhile. Errors are shared with them and not stored."""
+        name = (active.digest, key)
+        flight: asyncio.Future[tuple[Ruling | Refusal, str, int] | None] = asyncio.get_running_loop().create_future()
+        self._flights[name] = flight
+        decision_id = self._record.next_id(case.addressed.envelope.id)
+        try:
+            answer, us = await self._ask(case, active, document, deadline)
+            flight.set_result((answer, decision_id, us))
+        finally:
+            del self._flights[name]
+            if not flight.done():  # cancelled: those who waited ask for themselves
+                flight.set_result(None)
+        return _Asked(answer, document, None, us, key if isinstance(answer, Ruling) else None, decision_id)
+
+    async def _ask(
+        self, case: Case, active: Active, document: dict[str, Any], deadline: float
+    ) -> tuple[Ruling | Refusal, int]:
+        envelope = case.addressed.envelope
+        message = {**document["message"], "payload": orjson.Fragment(envelope.body)}
+        question = orjson.dumps({**document, "message": message})
+        left = deadline - self._clock.monotonic()
+        answer = await self._engine.decide(active.digest, envelope.tenant, question, max(left, 0.001))
+        return ruling(answer), answer.eval_us
+
+    def _locked(self, owner: tuple[str, str]) -> _Held:
+        return _Held(self._locks, owner)
+
+    # --- the input -------------------------------------------------------------------------------------------------
+
+    def _owners(self, case: Case) -> dict[str, tuple[str, str]]:
+        addressed = case.addressed
+        return scopes(addressed.sender, addressed.recipient, addressed.envelope.conversation)
+
+    def _facts_seen(self, case: Case) -> dict[str, dict[str, Any]]:
+        """The four scopes as the policy sees them, without what this message added before."""
+        book = self.facts
+        envelope = case.addressed.envelope
+        seen: dict[str, dict[str, Any]] = {}
+        for scope, (kind, name) in self._owners(case).items():
+            if case.added:
+                seen[scope] = book.without(kind, name, case.added, envelope.id)
+            else:
+                seen[scope] = book.owner(kind, name).view()
+        if case.counted:  # it counts once, in `sent` too
+            for scope in ("sender", "conversation"):
+                seen[scope]["sent"] -= 1
+        for scope in ("recipient", "tenant"):
+            del seen[scope]["sent"], seen[scope]["refused"]
+        return seen
+
+    def _document(self, case: Case, active: Active) -> dict[str, Any]:
+        """The input of contract §4 without the payload, which stands beside it as bytes."""
+        addressed = case.addressed
+        envelope = addressed.envelope
+        message: dict[str, Any] = {
+            "id": envelope.id,
+            "type": envelope.type,
+            "priority": envelope.priority,
+            "headers": envelope.headers,
+            "conversation": envelope.conversation,
+            "hops": envelope.hops,
+            "attempt": case.attempt,
+            "size": len(envelope.body),
+            "age_seconds": max(0, self._clock.now_us() - envelope.created_us) // 1_000_000,
+        }
+        if envelope.topic is not None:
+            message["topic"] = envelope.topic
+        agreed = addressed.sender.constitution
+        now = self._clock.policy_time()
+        document: dict[str, Any] = {
+            "message": message,
+            "sender": addressed.sender.document,
+            "recipient": addressed.recipient.document,
+            "constitution": {
+                "digest": active.digest,
+                "agreed": active.digest if agreed == LATEST else agreed,
+                "revision": active.revision,
+            },
+            "clock": {
+                "date": f"{now.year:04d}-{now.month:02d}-{now.day:02d}",
+                "weekday": now.isoweekday(),
+                "hour": now.hour,
+                "minute": now.minute,
+            },
+            "facts": self._facts_seen(case),
+            "approvals": [],
+        }
+        if case.cause is not None:
+            document["cause"] = case.cause
+        return document
+
+    # --- the answer ------------------------------------------------------------------------------------------------
+
+    def _conclude(self, case: Case, active: Active, asked: _Asked) -> Decided:
+        answer = asked.ruling
+        if isinstance(answer, Refusal):
+            return self._refuse(case, active, answer, asked)
+        if not answer.allow:
+            denied = Refusal("policy_denied", "the constitution does not allow this", reasons=answer.reasons)
+            return self._refuse(case, active, denied, asked)
+        refusal = _deliver_elsewhere(answer, case.addressed.recipient.id)
+        if refusal is not None:
+            return self._refuse(case, active, refusal, asked)
+        envelope = case.addressed.envelope
+        changed = (
+            self.facts.change(envelope.id, case.added, () if answer.hold else answer.remember, self._owners(case))
+            if answer.remember or case.added
+            else ([], [])
+        )
+        if isinstance(changed, Refusal):
+            return self._refuse(case, active, changed, asked)
+        added, changes = changed
+        self._count(case, changes, sent=not answer.hold and not case.counted)
+        return self._allow(case, active, asked, answer, added, changes)
+
+    def _allow(
+        self, case: Case, active: Active, asked: _Asked, answer: Ruling, added: list[Added], changes: list[FactChange]
+    ) -> Decided:
+        reasons = tuple(Reason(hold.rule, "hold") for hold in answer.hold) if answer.hold else ()
+        if answer.hold and answer.reasons:
+            reasons = answer.reasons
+        verdict: Literal["allow", "hold"] = "hold" if answer.hold else "allow"
+        decision_id = asked.decision_id or self._record.next_id(case.addressed.envelope.id)
+        fields, texts = self._written(case, active, asked, verdict, None, reasons, decision_id)
+        admitted = None
+        if not answer.hold:
+            admitted = Admitted(
+                case.addressed.envelope, decision_id, active.digest, active.revision, answer.obligations
+            )
+        return Decided(
+            verdict,
+            None,
+            reasons,
+            decision_id,
+            active.digest,
+            active.revision,
+            fields,
+            texts,
+            changes,
+            added,
+            admitted,
+            answer.hold,
+        )
+
+    def _refuse(self, case: Case, active: Active, refusal: Refusal, asked: _Asked) -> Decided:
+        changes: list[FactChange] = []
+        self._count(case, changes, refused=case.first)
+        reasons = refusal.reasons or (Reason("", refusal.code, refusal.message, refusal.remedy),)
+        decision_id = asked.decision_id or self._record.next_id(case.addressed.envelope.id)
+        fields, texts = self._written(case, active, asked, "refuse", refusal.code, reasons, decision_id)
+        return Decided(
+            "refuse",
+            refusal.code,
+            reasons,
+            decision_id,
+            active.digest,
+            active.revision,
+            fields,
+            texts,
+            changes,
+            case.added,
+        )
+
+    def take_back(self, case: Case) -> list[FactChange]:
+        """Removes what a message had added that ends without any handler having seen it."""
+        if not case.added:
+            return []
+        changed = self.facts.change(case.addressed.envelope.id, case.added, (), self._owners(case))
+        return [] if isinstance(changed, Refusal) else changed[1]
+
+    def _written(
+        self,
+        case: Case,
+        active: Active,
+        asked: _Asked,
+        verdict: str,
+        code: str | None,
+        reasons: tuple[Reason, ...],
+        decision_id: str,
+    ) -> tuple[dict[str, Any], tuple[bytes, bytes] | None]:
+        return self._record.decision(
+            case,
+            active,
+            self.facts.owner("agent", case.addressed.sender.id).n - 1,
+            verdict,
+            code,
+            reasons,
+            decision_id=decision_id,
+            document=asked.document,
+            cached_from=asked.cached_from,
+            eval_us=asked.eval_us,
+        )
+
+    def _count(self, case: Case, changes: list[FactChange], *, sent: bool = False, refused: bool = False) -> None:
+        """The bus's own counters: every decision of a sender, first accepts and first refusals."""
+        envelope = case.addressed.envelope
+        sender = self.facts.owner("agent", envelope.sender)
+        sender.n += 1
+        counters = [FactChange("agent", envelope.sender, COUNTERS, b"")]
+        sender.sent += sent
+        sender.refused += refused
+        if (sent or refused) and envelope.conversation:
+            conversation = self.facts.owner("conversation", envelope.conversation)
+            conversation.sent += sent
+            conversation.refused += refused
+            counters.append(FactChange("conversation", envelope.conversation, COUNTERS, conversation.counters()))
+        counters[0] = FactChange("agent", envelope.sender, COUNTERS, sender.counters())
+        self.facts.pin(counters)
+        changes.extend(counters)
+
+
+class _Held:
+    """A lock by owner that exists while somebody wants it."""
+
+    def __init__(self, locks: dict[tuple[str, str], _Lock], owner: tuple[str, str]) -> None:
+        self._locks = locks
+        self._owner = owner
+
+    async def __aenter__(self) -> None:
+        entry = self._locks.setdefault(self._owner, _Lock())
+        entry.users += 1
+        try:
+            await entry.lock.acquire()
+        except BaseException:
+            self._leave(entry)
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        entry = self._locks[self._owner]
+        entry.lock.release()
+        self._leave(entry)
+
+    def _leave(self, entry: _Lock) -> None:
+        entry.users -= 1
+        if not entry.users:
+            del self._locks[self._owner]
+
+
+def _timed_out(detail: str) -> Answer:
+    return Answer("policy_timeout", detail=detail)
+
+
+def _deliver_elsewhere(answer: Ruling, recipient: str) -> Refusal | None:
+    for item in answer.obligations:
+        if item["type"] == "deliver_only_to" and item.get("agent") != recipient:
+            return Refusal(
+                "policy_denied",
+                f"the constitution lets this go to {item.get('agent')} only",
+                "send it to that agent",
+            )
+    return None

@@ -1,0 +1,1 @@
+"""Carry it: a bounded mailbox an agent, and the running of handlers."""

@@ -1,0 +1,66 @@
+"""A message under way: the one mutable thing about it, owned by the bus."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from enhanced_agent_bus.message import Envelope, Message
+from enhanced_agent_bus.outcome import Outcome
+from enhanced_agent_bus.verdict import Reason, Recorded
+
+
+@dataclass(slots=True, eq=False)
+class Parcel:
+    """Where an accepted or held message is. `recorded` is the ticket to its next handler run; None asks for a new one."""
+
+    envelope: Envelope
+    expires_us: int
+    since_us: int
+    state: str = "queued"
+    recorded: Recorded | None = None
+    why: str = "activation"  # why it would be decided anew
+    row: int = -1  # seq of the record that opened it
+    attempts: int = 0  # handler runs so far
+    attempts_before: int = 0  # of them, those before the last replay
+    decision_id: str = ""
+    added: list[tuple[str, str, str, str | int | float | None, int | None]] = field(default_factory=list)
+    counted: bool = False  # it is in its sender's `sent`
+    cause: Mapping[str, Any] | None = None
+    hold_reasons: tuple[Reason, ...] = ()
+    hold_expires_us: int = 0
+    due_us: int = 0
+    timer: asyncio.TimerHandle | None = None
+    reply: Message | None = None
+    reply_id: str | None = None
+    replier: asyncio.Future[Message] | None = None  # who waits for the reply of a request
+    ending: bool = False  # its end is being recorded
+    outcome: Outcome | None = None  # set once that is durable
+    waiters: list[asyncio.Future[Outcome]] = field(default_factory=list)
+    placed: bool = True  # it has a place in its recipient's mailbox
+
+    def stop_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    def settle(self, outcome: Outcome) -> None:
+        """Tells everyone who waits for the end."""
+        self.outcome = outcome
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(outcome)
+        self.waiters.clear()
+
+    async def ended(self, seconds: float | None) -> Outcome:
+        """Waits for the end. Raises: TimeoutError."""
+        if self.outcome is not None:
+            return self.outcome
+        waiter: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        self.waiters.append(waiter)
+        if seconds is None:
+            return await waiter
+        async with asyncio.timeout(seconds):
+            return await waiter

@@ -1,0 +1,128 @@
+"""Running a handler once: within its time, whatever it raises, and only ever on a recorded allow."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import BaseModel, ValidationError
+
+from enhanced_agent_bus.message import Message
+
+Handler = Callable[[Message], Awaitable[Any]] | Callable[[Message], Any]
+ERROR_TEXT_CHARS_MAX: Final = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The handler has done its work; `reply` is what it returned."""
+
+    reply: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The attempt failed. `error` is the type; `text` stands with the payload and in no record."""
+
+    code: str
+    error: str
+    text: str
+    never_again: bool = False
+
+
+class Alarm:
+    """A deadline for one worker's current handler, cheap to set: one timer serves many short runs."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+        self._until: float | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self.rung = False
+
+    def start(self, seconds: float) -> None:
+        until = self._until = self._loop.time() + seconds
+        self._task = asyncio.current_task()
+        self.rung = False
+        if self._timer is None or self._timer.when() > until:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._loop.call_at(until, self._ring)
+
+    def stop(self) -> None:
+        self._until = None
+
+    def close(self) -> None:
+        self.stop()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _ring(self) -> None:
+        self._timer = None
+        if self._until is None or self._task is None:
+            return
+        if self._loop.time() < self._until:
+            self._timer = self._loop.call_at(self._until, self._ring)
+            return
+        self.rung = True
+        self._task.cancel()
+
+
+def is_async(handler: Handler) -> bool:
+    """Whether the handler runs on the loop; a plain `def` runs in a thread."""
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
+
+
+async def run(
+    handler: Handler,
+    on_loop: bool,
+    message: Message,
+    model: type[BaseModel] | None,
+    seconds: float,
+    alarm: Alarm,
+    threads: Executor,
+) -> Returned | Failed:
+    """One attempt. Only a cancellation from outside passes through."""
+    if model is not None:
+        try:
+            message = message.carrying(model.model_validate(message.payload))
+        except ValidationError as error:
+            text = "; ".join(str(item["loc"]) + " " + item["msg"] for item in error.errors(include_input=False))
+            return Failed("malformed", "ValidationError", text[:ERROR_TEXT_CHARS_MAX], never_again=True)
+    alarm.start(seconds)
+    try:
+        if on_loop:
+            value = await handler(message)
+        else:
+            context = copy_context()
+            value = await asyncio.get_running_loop().run_in_executor(threads, context.run, handler, message)
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if alarm.rung:
+            return Failed("handler_timeout", "TimeoutError", f"no end after {seconds:g} s")
+        if task is not None and task.cancelling():
+            raise
+        return _failed(error)  # the handler raised it itself
+    except (Exception, SystemExit) as error:  # Whatever a handler raises is a failed attempt, not the end of the bus.
+        return _failed(error)
+    finally:
+        alarm.stop()
+        if alarm.rung and (task := asyncio.current_task()) is not None:
+            task.uncancel()  # the alarm's own cancellation ends here, also where the handler swallowed it
+    if value is None or type(value) is dict:
+        return Returned(value)
+    if isinstance(value, BaseModel):
+        return Returned(value.model_dump(mode="json"))
+    if inspect.iscoroutine(value):
+        value.close()
+    return Failed("handler_failed", "TypeError", f"the handler returned {type(value).__name__}: return a dict or None")
+
+
+def _failed(error: BaseException) -> Failed:
+    return Failed("handler_failed", type(error).__name__, str(error)[:ERROR_TEXT_CHARS_MAX])

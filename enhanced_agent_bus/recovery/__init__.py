@@ -1,0 +1,1 @@
+"""If delivery failed: when to try again, and when to stop."""

@@ -1,0 +1,127 @@
+"""Who is registered: live in this process, or remembered by the home. An id stays with its tenant for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final
+
+from enhanced_agent_bus.errors import AgentExists
+from enhanced_agent_bus.message import AGENT_ID
+from enhanced_agent_bus.ports import AgentRow
+from enhanced_agent_bus.verdict import Party
+
+NAMES_MAX: Final = 32  # roles, capabilities or topics of one agent: a record has room for them all
+DIGEST_CHARS: Final = 64
+
+
+class Registry:
+    """Agents by id, topics and capabilities by tenant."""
+
+    def __init__(self, rows: Iterable[AgentRow] = ()) -> None:
+        self._rows = {row.id: row for row in rows}
+        self._live: dict[str, Party] = {}
+        self._absent: dict[str, Party] = {}  # parties of remembered agents, made when first asked for
+        self._topics: dict[tuple[str, str], dict[str, None]] = {}
+        self._capabilities: dict[tuple[str, str], dict[str, None]] = {}
+        for row in self._rows.values():
+            if row.live:
+                self._index(row)
+
+    def claim(self, row: AgentRow) -> Party:
+        """Makes the agent live at once, so that of many that register one id a single one wins.
+
+        Raises: AgentExists, when it is live or belongs to another tenant; ValueError, when a name is not one.
+        """
+        _check(row)
+        known = self._rows.get(row.id)
+        if row.id in self._live:
+            raise AgentExists(
+                f"agent {row.id} is registered and live", remedy="use the Agent that you have, or unregister it"
+            )
+        if known is not None and known.tenant != row.tenant:
+            raise AgentExists(
+                f"agent {row.id} belongs to another tenant",
+                remedy="an id stays with its tenant for ever: choose another id",
+            )
+        if known is not None:
+            self._unindex(known)
+        party = party_of(row)
+        self._live[row.id] = party
+        self._absent.pop(row.id, None)
+        self._rows[row.id] = row
+        self._index(row)
+        return party
+
+    def release(self, agent_id: str, *, forget: AgentRow | None) -> None:
+        """Takes the agent out of the live ones; `forget` is the row that stays (None: as if never claimed)."""
+        self._live.pop(agent_id, None)
+        row = self._rows.pop(agent_id, None)
+        if row is not None:
+            self._unindex(row)
+        if forget is not None:
+            self._rows[agent_id] = forget
+            if forget.live:
+                self._index(forget)
+
+    def row(self, agent_id: str) -> AgentRow | None:
+        return self._rows.get(agent_id)
+
+    def rows(self) -> list[AgentRow]:
+        return [self._rows[agent_id] for agent_id in sorted(self._rows)]
+
+    def live(self, agent_id: str) -> Party | None:
+        return self._live.get(agent_id)
+
+    def party(self, agent_id: str) -> Party | None:
+        """The agent, live or remembered; None when nobody is registered under this id."""
+        party = self._live.get(agent_id) or self._absent.get(agent_id)
+        if party is None:
+            row = self._rows.get(agent_id)
+            if row is None or not row.live:
+                return None
+            party = self._absent[agent_id] = party_of(row)
+        return party
+
+    def subscribers(self, tenant: str, topic: str) -> Collection[str]:
+        return tuple(self._topics.get((tenant, topic), ()))
+
+    def capable(self, tenant: str, capability: str) -> Collection[str]:
+        return tuple(self._capabilities.get((tenant, capability), ()))
+
+    def _index(self, row: AgentRow) -> None:
+        for topic in row.topics:
+            self._topics.setdefault((row.tenant, topic), {})[row.id] = None
+        for capability in row.capabilities:
+            self._capabilities.setdefault((row.tenant, capability), {})[row.id] = None
+
+    def _unindex(self, row: AgentRow) -> None:
+        for topic in row.topics:
+            self._topics.get((row.tenant, topic), {}).pop(row.id, None)
+        for capability in row.capabilities:
+            self._capabilities.get((row.tenant, capability), {}).pop(row.id, None)
+
+
+def party_of(row: AgentRow) -> Party:
+    document = {"id": row.id, "tenant": row.tenant, "roles": list(row.roles), "capabilities": list(row.capabilities)}
+    return Party(row.id, row.tenant, row.roles, row.capabilities, row.constitution, document)
+
+
+def _check(row: AgentRow) -> None:
+    every: tuple[tuple[str, Sequence[object]], ...] = (
+        ("agent id", (row.id,)),
+        ("tenant", (row.tenant,)),
+        ("role", row.roles),
+        ("capability", row.capabilities),
+        ("topic", row.topics),
+    )
+    for what, names in every:
+        if len(names) > NAMES_MAX:
+            raise ValueError(f"an agent can have {NAMES_MAX} of {what}, not {len(names)}")
+        for name in names:
+            if not isinstance(name, str) or not AGENT_ID.fullmatch(name):
+                shown = ascii(name)[:60]
+                raise ValueError(f"{what} {shown} does not match [a-z0-9][a-z0-9._-]{{0,127}}")
+    pinned: object = row.constitution
+    is_digest = isinstance(pinned, str) and len(pinned) == DIGEST_CHARS and set(pinned) <= set("0123456789abcdef")
+    if pinned != "latest" and not is_digest:
+        raise ValueError(f'constitution {ascii(pinned)[:80]} is neither "latest" nor 64 hex digits')

@@ -1,0 +1,159 @@
+"""Settings: `HOME/eab.toml`, then environment `EAB_<SECTION>__<KEY>`, then keywords; later ones win.
+
+Not here: what the settings build (`wiring.py`). An unknown key is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from enhanced_agent_bus.errors import ConfigInvalid
+
+PREFIX = "EAB_"
+#: Variables with our prefix that are not settings.
+OTHER_VARIABLES = frozenset({"EAB_HOME", "EAB_FAULTPOINT", "EAB_DEBUG"})
+
+Seconds = Annotated[float, Field(gt=0, le=86_400 * 366, allow_inf_nan=False)]
+SecondsOrNone = Annotated[float, Field(ge=0, le=86_400 * 366, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=100_000_000)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class Constitution(Section):
+    path: Path | None = None
+    grace_seconds: SecondsOrNone = 0.0
+
+
+class Policy(Section):
+    engine: Literal["embedded"] = "embedded"
+    timeout_seconds: Seconds = 0.25
+    workers: Annotated[int, Field(ge=1, le=64)] = 2
+    memory_mb: Annotated[int, Field(ge=64, le=65_536)] = 512
+    cache_entries: Annotated[int, Field(ge=0, le=10_000_000)] = 10_000
+    cache_seconds: Seconds = 300.0
+
+
+class Limits(Section):
+    payload_bytes: Annotated[int, Field(ge=2, le=8_388_608)] = 262_144
+    depth: Annotated[int, Field(ge=1, le=64)] = 64
+    hops: Annotated[int, Field(ge=0, le=10_000)] = 16
+    gate_seconds: Seconds = 1.0
+    expires_seconds: Seconds = 3600.0
+    mailbox: Count = 1000
+    inflight: Count = 1000
+    dedup_seconds: SecondsOrNone = 600.0
+
+
+class Delivery(Section):
+    timeout_seconds: Seconds = 30.0
+    concurrency: Annotated[int, Field(ge=1, le=10_000)] = 1
+    when_full: Literal["wait", "refuse"] = "wait"
+    drain_seconds: SecondsOrNone = 10.0
+
+
+class Recovery(Section):
+    strategy: Literal["exponential"] = "exponential"
+    attempts: Annotated[int, Field(ge=1, le=1000)] = 5
+    base_seconds: SecondsOrNone = 0.1
+    cap_seconds: SecondsOrNone = 5.0
+
+
+class Audit(Section):
+    store_payloads: bool = True
+    checkpoint_seconds: Seconds = 10.0
+    checkpoint_records: Count = 1000
+
+
+class Settings(Section):
+    """All settings of one bus, checked."""
+
+    strict: bool = False
+    constitution: Constitution = Constitution()
+    policy: Policy = Policy()
+    limits: Limits = Limits()
+    delivery: Delivery = Delivery()
+    recovery: Recovery = Recovery()
+    audit: Audit = Audit()
+
+
+def load_settings(home: Path | None, given: Mapping[str, Any] | None = None) -> Settings:
+    """Reads and checks the settings of a home (None: no file). Raises: ConfigInvalid."""
+    merged: dict[str, Any] = {}
+    if home is not None:
+        _merge(merged, _from_file(home / "eab.toml"))
+    _merge(merged, _from_environment(os.environ))
+    _merge(merged, {key: value for key, value in (given or {}).items() if value is not None})
+    try:
+        return Settings.model_validate(merged)
+    except ValidationError as error:
+        raise _explained(error) from None
+
+
+def _from_file(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigInvalid(f"{path} is not TOML: {error}", remedy="mend the line named, or remove the file") from None
+    except OSError as error:
+        raise ConfigInvalid(f"{path} cannot be read: {error.strerror}", remedy="check its permissions") from None
+    section = values.get("constitution")
+    if isinstance(section, dict) and isinstance(section.get("path"), str):
+        section["path"] = str(path.parent / section["path"])  # relative to the file that says it
+    return values
+
+
+def _from_environment(variables: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, text in variables.items():
+        if not name.startswith(PREFIX) or name in OTHER_VARIABLES:
+            continue
+        section, separator, key = name.removeprefix(PREFIX).lower().partition("__")
+        if separator:
+            values.setdefault(section, {})[key] = text
+        elif section == "strict":
+            values[section] = text
+    return values
+
+
+def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+    for key, value in new.items():
+        if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+            into[key] = {**into[key], **value}
+        else:
+            into[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _explained(error: ValidationError) -> ConfigInvalid:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return ConfigInvalid(
+            f"the setting {where} cannot be used: {first['msg']}", remedy="see docs/reference/settings.md"
+        )
+    known = _known_keys()
+    near = difflib.get_close_matches(where, known, n=1, cutoff=0.0)
+    return ConfigInvalid(f"there is no setting {where}", remedy=f"did you mean {near[0]}?")
+
+
+def _known_keys() -> list[str]:
+    keys: list[str] = []
+    for name, info in Settings.model_fields.items():
+        section = info.default
+        if isinstance(section, Section):
+            keys.append(name)
+            keys.extend(f"{name}.{key}" for key in type(section).model_fields)
+        else:
+            keys.append(name)
+    return keys

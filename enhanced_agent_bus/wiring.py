@@ -1,0 +1,171 @@
+"""`open_bus`: settings in, every port filled, opened in order and closed in reverse. The one place where all sides meet."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from enhanced_agent_bus import faultpoints
+from enhanced_agent_bus.admission.chain import Admission
+from enhanced_agent_bus.admission.constitution import Constitutions
+from enhanced_agent_bus.admission.facts import FactBook
+from enhanced_agent_bus.admission.seal import Randomness
+from enhanced_agent_bus.bus import AgentBus
+from enhanced_agent_bus.clock import SystemClock
+from enhanced_agent_bus.control import ControlServer, socket_path
+from enhanced_agent_bus.engines.cache import DecisionCache
+from enhanced_agent_bus.engines.worker import WorkerEngine
+from enhanced_agent_bus.errors import ConfigInvalid
+from enhanced_agent_bus.ledger.home import Home, is_new, open_home
+from enhanced_agent_bus.ledger.memory import MemoryLedger
+from enhanced_agent_bus.ledger.sqlite import SqliteLedger
+from enhanced_agent_bus.ports import Clock, Gate, Ledger
+from enhanced_agent_bus.routing.registry import Registry
+from enhanced_agent_bus.settings import Settings, load_settings
+
+MEMORY: Final = ":memory:"
+THREADS_MAX: Final = 32  # for handlers that are plain functions
+
+
+@asynccontextmanager
+async def open_bus(
+    home: str | Path,
+    *,
+    constitution: str | Path | Mapping[str, Any] | None = None,
+    strict: bool | None = None,
+    gates: Sequence[Gate] = (),
+    clock: Clock | None = None,
+    **sections: Mapping[str, Any],
+) -> AsyncIterator[AgentBus]:
+    """Opens the bus of a home, and makes the home where there is none; ":memory:" keeps nothing.
+
+    `constitution` is a path, or the section of that name; the other sections of the settings are keywords, such as
+    `policy={"timeout_seconds": 1}`. `clock` replaces the machine's.
+    Raises: ConfigInvalid, ConstitutionRejected, EngineMissing, StoreCorrupt, StoreLocked, AuditUnavailable.
+    """
+    faultpoints.points.arm(os.environ.get(faultpoints.VARIABLE, ""))
+    section = {"path": str(constitution)} if isinstance(constitution, str | Path) else constitution
+    folder = None if str(home) == MEMORY else Path(home)
+    settings = load_settings(folder, {"strict": strict, "constitution": section, **sections})
+    if (folder is None or is_new(folder)) and settings.constitution.path is None:
+        raise ConfigInvalid(
+            f"a new home needs a constitution ({home})",
+            remedy='give open_bus(..., constitution="policies"), or set [constitution] path; `eab init` writes one to begin with',
+        )
+    async with AsyncExitStack() as stack:
+        bus = await _build(stack, folder, settings, gates, clock or SystemClock())
+        try:
+            yield bus
+        except BaseException:
+            await bus.close(timeout=0)  # the caller is in trouble: keep what waits, and let go
+            raise
+        await bus.close()
+
+
+async def _build(
+    stack: AsyncExitStack, folder: Path | None, settings: Settings, gates: Sequence[Gate], clock: Clock
+) -> AgentBus:
+    place, ledger, constitutions_folder = await _ledger(stack, folder, settings, clock)
+    policy = settings.policy
+    engine = await WorkerEngine.start(workers=policy.workers, memory_mb=policy.memory_mb)
+    stack.push_async_callback(engine.close)
+    randomness = Randomness()
+    admission = Admission(
+        engine=engine,
+        cache=DecisionCache(entries=policy.cache_entries, seconds=policy.cache_seconds, clock=clock),
+        facts=FactBook(ledger.facts),
+        clock=clock,
+        randomness=randomness,
+        gates=gates,
+        policy_seconds=policy.timeout_seconds,
+        gate_seconds=settings.limits.gate_seconds,
+        grace_seconds=settings.constitution.grace_seconds,
+    )
+    threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="eab-handler")
+    stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+    bus = AgentBus(
+        settings=settings,
+        ledger=ledger,
+        engine=engine,
+        admission=admission,
+        constitutions=Constitutions(engine=engine, folder=constitutions_folder, clock=clock),
+        registry=Registry(ledger.agents()),
+        clock=clock,
+        randomness=randomness,
+        threads=threads,
+        chance=random.Random().random,  # noqa: S311 - jitter, not a secret
+        weakenings=(*getattr(clock, "weakenings", ()), "no_witness"),
+        home=str(folder) if folder is not None else MEMORY,
+    )
+    await _choose_constitution(bus, engine, ledger, settings)
+    if settings.strict and bus.security_state():
+        raise ConfigInvalid(
+            f"strict is set and these weakenings are in force: {', '.join(bus.security_state())}",
+            remedy="remove each of them, or open the bus without strict",
+        )
+    await bus.start()
+    if place is not None:
+        path = socket_path(place.path)
+        server = ControlServer(bus, path)
+        await server.start()
+        stack.push_async_callback(server.close)
+        place.lock.announce(path)
+    return bus
+
+
+async def _ledger(
+    stack: AsyncExitStack, folder: Path | None, settings: Settings, clock: Clock
+) -> tuple[Home | None, Ledger, Path]:
+    if folder is None:
+        memory = MemoryLedger(clock=clock)
+        stack.push_async_callback(memory.close)
+        return None, memory, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="eab-")))
+    home = open_home(folder)
+    stack.callback(home.release)
+    ledger = await SqliteLedger.open(
+        home,
+        clock=clock,
+        checkpoint_seconds=settings.audit.checkpoint_seconds,
+        checkpoint_records=settings.audit.checkpoint_records,
+    )
+    stack.push_async_callback(ledger.close)
+    return home, ledger, home.constitutions
+
+
+async def _choose_constitution(bus: AgentBus, engine: WorkerEngine, ledger: Ledger, settings: Settings) -> None:
+    """The one that was active, unless a path is given that is newer (contract §3): any change of a folder is."""
+    given = settings.constitution.path
+    stored = ledger.setting("constitution")
+    if stored is None:
+        if given is None:
+            raise ConfigInvalid(
+                "this home has no constitution yet", remedy='give open_bus(..., constitution="policies")'
+            )
+        await bus.activate(given)
+        return
+    active = json.loads(stored)
+    await bus.resume(active["digest"], active["source"])
+    if given is None or not given.exists():
+        if given is not None:
+            raise ConfigInvalid(
+                f"there is no constitution at {given}",
+                remedy="mend the path, or leave it out to go on with the active one",
+            )
+        return
+    if await engine.hash(given) == active["digest"]:
+        return
+    if given.is_dir():
+        await bus.activate(given)
+        return
+    candidate = await engine.check(given)
+    if candidate.revision > active["revision"]:
+        await bus.activate(given)
+    else:
+        await bus.note_ignored(candidate.digest, candidate.revision)
