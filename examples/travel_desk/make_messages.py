@@ -24,10 +24,11 @@ CITIES = ("Lisbon", "Oslo", "Vienna", "Turin", "Gdansk", "Cork", "Basel", "Malmo
 
 
 class Day:
-    """The lines of each sender in their order, and the count of how they should end."""
+    """The lines in lanes, one a sender and theme, each in its order; and the count of how they should end."""
 
     def __init__(self) -> None:
-        self.lanes: dict[str, list[str]] = {}
+        self.theme = ""
+        self.lanes: dict[tuple[str, str], list[str]] = {}
         self.ends: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.rules: Counter[str] = Counter()
@@ -42,12 +43,12 @@ class Day:
     ) -> None:
         """One line, and how it should end: a state, `refused:<code>` or, where a rule refuses it, `rule:<name>`."""
         text = json.dumps({"from": sender, **target, **more, "payload": payload})
-        self.lanes.setdefault(sender, []).append(text)
+        self.lanes.setdefault((self.theme, sender), []).append(text)
         self.count(end)
 
-    def raw(self, text: str, lane: str = "desk") -> None:
+    def raw(self, text: str) -> None:
         """A line that is no message."""
-        self.lanes.setdefault(lane, []).append(text)
+        self.lanes.setdefault((self.theme, ""), []).append(text)
         self.count("bad_lines")
 
     def count(self, end: str, times: int = 1) -> None:
@@ -89,7 +90,7 @@ def ordinary_work(day: Day, dice: random.Random) -> None:
         day.line("finance", {"to": "trains"}, {"trip": trip, "why": "audit"}, "delivered", type="query", priority=3)
 
 
-def topics_and_capabilities(day: Day) -> None:
+def topics_and_capabilities(day: Day, _dice: random.Random) -> None:
     """Each subscriber gets a message of its own; a topic belongs to its tenant."""
     for number in range(1, 7):
         day.line("desk", {"topic": "trips"}, {"note": f"plan {number} changed"}, "delivered", type="event")
@@ -104,7 +105,7 @@ def topics_and_capabilities(day: Day) -> None:
     day.line("desk", {"to": "Night Desk"}, {"trip": 508}, "refused:malformed")
 
 
-def tenants(day: Day) -> None:
+def tenants(day: Day, _dice: random.Random) -> None:
     """A grant lets acme ask globex; nothing else crosses."""
     for trip in range(601, 609):
         day.line("groups", {"to": "globex-flights"}, {"trip": trip}, "delivered", type="query")
@@ -142,7 +143,7 @@ def payments(day: Day, dice: random.Random) -> None:
              headers={"approved": "finance"})  # fmt: skip
 
 
-def roles_tools_hours(day: Day) -> None:
+def roles_tools_hours(day: Day, _dice: random.Random) -> None:
     """What a role may say, with which urgency and which tools; and what waits for the evening."""
     for trip in range(801, 805):
         day.line("guest", {"to": "booker"}, {"trip": trip}, "rule:message_types", type="command")
@@ -158,7 +159,7 @@ def roles_tools_hours(day: Day) -> None:
     day.line("groups", {"to": "contracts"}, {"action": ["reprice_all"]}, "rule:office_hours", type="command")
 
 
-def personal_data(day: Day) -> None:
+def personal_data(day: Day, _dice: random.Random) -> None:
     """The booker is cleared, notes is not; the numbers are made up and say so."""
     for trip in range(821, 829):
         traveller = {"passport": f"SAMPLE-{trip}", "birth_date": "1900-01-01"}
@@ -169,7 +170,7 @@ def personal_data(day: Day) -> None:
     day.line("desk", {"to": "trains"}, {"trip": 829, "Email": "traveller@example.org"}, "rule:personal_data")
 
 
-def secrets(day: Day) -> None:
+def secrets(day: Day, _dice: random.Random) -> None:
     """The clerk mails as everybody does, reads a secret, and from then on nothing of it leaves."""
     outside = {"subject": "itinerary", "to": "traveller desk"}
     for number in range(1, 5):
@@ -183,7 +184,7 @@ def secrets(day: Day) -> None:
     day.line("clerk", {"to": "notes"}, {"note": "key checked"}, "delivered", type="event", conversation="keys-1")
 
 
-def broken_lines_and_agents(day: Day) -> None:
+def broken_lines_and_agents(day: Day, _dice: random.Random) -> None:
     """Suppliers in trouble, messages that come too late or twice, and lines that are no messages."""
     for trip in range(901, 909):
         day.line("groups", {"to": "hotels"}, {"trip": trip, "nights": trip % 4 + 1}, "delivered", type="command")
@@ -207,15 +208,27 @@ def broken_lines_and_agents(day: Day) -> None:
     day.raw('["desk", "booker", {"trip": 957}]')
 
 
-def interleaved(lanes: dict[str, list[str]], dice: random.Random) -> list[str]:
-    """All lines in one order, each sender's own order kept."""
-    left = {sender: list(reversed(lines)) for sender, lines in lanes.items()}
+THEMES = (
+    ordinary_work,
+    topics_and_capabilities,
+    tenants,
+    payments,
+    roles_tools_hours,
+    personal_data,
+    secrets,
+    broken_lines_and_agents,
+)
+
+
+def interleaved(lanes: dict[tuple[str, str], list[str]], dice: random.Random) -> list[str]:
+    """All lines in one order, as a day would mix them; within a lane the order is kept."""
+    left = {lane: lines[::-1] for lane, lines in lanes.items()}
     order = []
     while left:
-        sender = dice.choices(list(left), weights=[len(lines) for lines in left.values()])[0]
-        order.append(left[sender].pop())
-        if not left[sender]:
-            del left[sender]
+        lane = dice.choices(list(left), weights=[len(lines) for lines in left.values()])[0]
+        order.append(left[lane].pop())
+        if not left[lane]:
+            del left[lane]
     return order
 
 
@@ -223,14 +236,9 @@ def main() -> None:
     """Writes both files beside this one."""
     dice = random.Random(SEED)  # noqa: S311 - seeded, so that the sample is the same every time
     day = Day()
-    ordinary_work(day, dice)
-    topics_and_capabilities(day)
-    tenants(day)
-    payments(day, dice)
-    roles_tools_hours(day)
-    personal_data(day)
-    secrets(day)
-    broken_lines_and_agents(day)
+    for theme in THEMES:
+        day.theme = theme.__name__
+        theme(day, dice)
     lines = interleaved(day.lanes, dice)
     (HERE / "messages.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     expected = {
