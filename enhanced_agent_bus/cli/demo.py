@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +12,7 @@ from enhanced_agent_bus.cli.render import echo, print_json, safe
 from enhanced_agent_bus.cli.session import Session, session_of
 
 if TYPE_CHECKING:
-    from enhanced_agent_bus.cli.run import Plan
+    from enhanced_agent_bus.cli.carry import Plan
 
 
 def add_to(app: typer.Typer) -> None:
@@ -30,36 +27,43 @@ def demo(context: typer.Context) -> int:
 
     Example: eab demo
     """
-    from enhanced_agent_bus.cli import audit, run
+    import asyncio
+    import tempfile
+
+    from enhanced_agent_bus.cli import audit
+    from enhanced_agent_bus.cli.carry import carry_out
+    from enhanced_agent_bus.cli.summary import document, exit_status, show
 
     session = session_of(context)
     home = Path(tempfile.mkdtemp(prefix="eab-demo-")) / "home"
     plan = sample_plan(home)
     if not session.json:
         echo(f"the sample of {safe(plan.source)}, at {plan.at}", error=True)
-    result = asyncio.run(run.carry_out(plan, quiet=session.json))
+    result = asyncio.run(carry_out(plan, quiet=session.json))
     if result.failure is not None:
         raise result.failure[1]
     verdict = audit.verify_home(home)
     there = Session(home=home, json=session.json)
     if session.json:
-        print_json({**run.document(home, result), "verify": verdict})
+        print_json({**document(home, result), "verify": verdict})
     else:
-        run.show(there, result)
+        show(there, result)
         echo()
         audit.show_verdict(verdict)
         echo()
         echo(f"the home is {safe(home)}: try `eab --home {safe(home)} status`")
     if result.signal:
-        return run.exit_status(result, ())
+        return exit_status(result, ())
     return faults.DONE if audit.is_fine(verdict) else faults.FOUND
 
 
 def sample_plan(home: Path) -> Plan:
     """The shipped sample at its own time, under the constitution that comes with it."""
+    import json
+
     from enhanced_agent_bus._share import share_folder
+    from enhanced_agent_bus.cli.carry import Plan, read_time
     from enhanced_agent_bus.cli.loading import App
-    from enhanced_agent_bus.cli.run import Plan, read_time
 
     folder = share_folder("examples") / "travel_desk"
     facts = json.loads((folder / "sample.json").read_text(encoding="utf-8"))

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import fcntl
 import os
 import platform
 import shutil
 import sqlite3
-import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -92,6 +89,8 @@ def sqlite() -> Finding:
 
 def worker() -> Finding:
     """The policy worker: it must start and say which OPA it is."""
+    import asyncio
+
     from enhanced_agent_bus.errors import BusError
 
     try:
@@ -179,6 +178,9 @@ def disk(home: Path) -> Iterator[Finding]:
 
 def _fsync_ms(folder: Path) -> float:
     """The median of a few small writes, in a file without a name."""
+    import statistics
+    import tempfile
+
     with tempfile.TemporaryFile(dir=folder) as file:
         rounds = []
         for _ in range(FSYNC_ROUNDS):

@@ -33,7 +33,7 @@ class Tally:
     ended: int = 0
     repeated: int = 0  # an id that the bus had already: answered, not run again
     no_subscriber: int = 0
-    retried: int = 0
+    retried: int = 0  # more than one handler run, however it ended
     states: Counter[str] = field(default_factory=Counter)  # of contract §2, and held, parked, ...
     codes: Counter[str] = field(default_factory=Counter)  # of refused messages
     refusals: Counter[tuple[str, str]] = field(default_factory=Counter)  # (code, rule); a message may have several
@@ -185,14 +185,19 @@ class Feed:
             try:
                 receipts = await self._send_one(line)
             except BusError as error:
-                self.failure = self.failure or (line.number, error)
-                self._tally.unsent += 1
+                self._fail(line, error)
                 continue
             if not receipts:
                 self._tally.no_subscriber += 1
             for receipt in receipts:
                 self._follow(line, receipt)
             self._on_change()
+
+    def _fail(self, line: Line, error: BusError) -> None:
+        """The first line that could not be decided or recorded ends the run."""
+        if self.failure is None:
+            self.failure = (line.number, error)
+        self._tally.unsent += 1
 
     async def _send_one(self, line: Line) -> list[Receipt]:
         agent = self._agents[line.sender]

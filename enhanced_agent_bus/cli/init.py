@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -31,6 +30,8 @@ def init(
 
     Example: eab init desk && cd desk && eab run app.py:build --input messages.jsonl
     """
+    import asyncio
+
     session = session_of(context)
     explicit = session.home != Path(DEFAULT_HOME)
     home = session.home if explicit else folder / DEFAULT_HOME

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from enhanced_agent_bus.ports import Checked, Problem
 
 T = TypeVar("T")
+PROBLEMS_SHOWN_MAX = 20
 Constitution = Annotated[Path, typer.Argument(metavar="PATH", help="A folder or a bundle.tar.gz.")]
 
 HELP = "Check, test, explain, build and activate constitutions."
@@ -31,6 +31,8 @@ app = typer.Typer(help=HELP, rich_markup_mode=None, no_args_is_help=True)
 
 def at_workbench(question: Callable[[Workbench], Awaitable[T]]) -> T:
     """Asks one question of a worker of its own. Raises: EngineMissing, ConstitutionRejected."""
+    import asyncio
+
     from enhanced_agent_bus.authoring.workbench import workbench
 
     async def ask() -> T:
@@ -70,9 +72,10 @@ def check(context: typer.Context, path: Constitution = Path("policies")) -> int:
         _show_traps(traps)
         echo(f"note: {STOCK_TEST_NOTE}")
     else:
-        for problem in checked.problems:
+        for problem in checked.problems[:PROBLEMS_SHOWN_MAX]:
             show_problem(problem)
-        _show_test_failures(checked)
+        if len(checked.problems) > PROBLEMS_SHOWN_MAX:
+            echo(f"... and {len(checked.problems) - PROBLEMS_SHOWN_MAX} more; --json lists them all")
         echo(f"{safe(path)} cannot be activated: {_counted(len(checked.problems), 'problem')}")
     return faults.DONE if checked.ok else faults.FOUND
 
@@ -122,12 +125,6 @@ def show_problem(problem: Problem) -> None:
             echo("    " + " " * len(safe(shown[: problem.col - 1])) + "^")
     if problem.hint:
         echo(f"  hint: {safe(problem.hint)}")
-
-
-def _show_test_failures(checked: Checked) -> None:
-    for failure in checked.tests.get("failures") or ():
-        message = failure.get("message") or "failed"
-        echo(safe(f"{failure['file']}:{failure['row']}: {failure['package']}.{failure['name']}: {message}"))
 
 
 # --- test ----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 from collections.abc import Mapping
 from contextlib import AsyncExitStack, suppress
@@ -50,6 +49,8 @@ def send(
 
     Example: eab send --from desk --to booker --app app.py:build '{"trip": 7}'
     """
+    import asyncio
+
     from enhanced_agent_bus.admission.canonical import NotJson
     from enhanced_agent_bus.cli.lines import read_payload, read_priority
 

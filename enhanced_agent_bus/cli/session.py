@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
@@ -53,6 +52,8 @@ def change(session: Session, op: str, args: Mapping[str, Any]) -> Json:
 
     Raises: BusError, KeyError or ValueError as the operation does; CliError, when there is no home.
     """
+    import asyncio
+
     return asyncio.run(_change(session.existing_home(), op, args))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from enhanced_agent_bus.admission.canonical import NotJson
 from enhanced_agent_bus.cli import lines
 from enhanced_agent_bus.cli.lines import BadLine, Line, LineReader, parse_line, read_payload
 from enhanced_agent_bus.message import Priority
@@ -91,7 +92,7 @@ def test_a_payload_that_is_no_object_is_for_the_bus_to_refuse() -> None:
 def test_an_unreadable_payload_keeps_its_reason() -> None:
     """What `eab send` cannot parse goes to admission as the reason why."""
     unreadable = read_payload(b'{"x": 1, "x": 2}')
-    assert isinstance(unreadable, lines.NotJson)
+    assert isinstance(unreadable, NotJson)
     assert unreadable.code == "malformed"
 
 

@@ -15,7 +15,7 @@ from enhanced_agent_bus.cli.app import hoist, run_command
 from enhanced_agent_bus.cli.faults import CliError, describe, report
 from enhanced_agent_bus.cli.loading import App
 from enhanced_agent_bus.cli.render import safe
-from enhanced_agent_bus.cli.run import read_time
+from enhanced_agent_bus.cli.carry import read_time
 
 
 @pytest.mark.parametrize(
