@@ -26,14 +26,6 @@ _MADE_HERE = frozenset({"lock", "doubt", "keys", "constitutions", "checkpoint", 
 _NO_DOUBT = -1
 
 
-def boot_id() -> str:
-    """Names this start of the machine, so that monotonic times can be compared; empty where it has no name."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return ""
-
-
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Readers see the old bytes or the new ones, and so does whoever looks after a power loss."""
     part = path.with_name(path.name + ".part")

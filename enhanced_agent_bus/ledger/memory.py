@@ -6,7 +6,7 @@ What it holds is bounded: open messages, dead letters, those that ended lately, 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from typing import Final
 
@@ -131,8 +131,18 @@ class MemoryLedger:
     def accounting(self) -> dict[str, int]:
         return self._counts.copy()
 
+    def record(self, seq: int) -> bytes:
+        """Raises: KeyError, for one that is no longer kept too."""
+        first = self._size - len(self._records)
+        if not first <= seq < self._size:
+            raise KeyError(seq)
+        return self._written([self._records[seq - first]])[0]
+
     def records(self) -> list[bytes]:
         """The newest records, as a home would have stored them."""
+        return self._written(self._records)
+
+    def _written(self, records: Iterable[tuple[int, int, Entry]]) -> list[bytes]:
         return [
             b'{"v":1,"seq":%d,"kind":"%b","at":"%b","bus":"%b","node":"%b"%b'
             % (
@@ -143,7 +153,7 @@ class MemoryLedger:
                 self._node.encode(),
                 rows.rest_of_record(entry),
             )
-            for seq, at_us, entry in self._records
+            for seq, at_us, entry in records
         ]
 
     def find(self, message_id: str) -> StoredMessage | None:

@@ -52,6 +52,12 @@ class Reads:
     def fact_rows(self, scope: str | None, owner: str | None) -> list[FactChange]:
         return [FactChange(*row) for row in self._all(sql.FACT_ROWS, (scope, owner))]
 
+    def record(self, seq: int) -> bytes:
+        found = self._all(sql.RECORD, (seq,))
+        if not found:
+            raise KeyError(seq)
+        return bytes(found[0][0])
+
     def agents(self) -> list[AgentRow]:
         return [rows.stored_agent(text) for (text,) in self._all(sql.AGENTS)]
 

@@ -37,7 +37,7 @@ CREATE TABLE head (
   id INTEGER PRIMARY KEY CHECK (id = 0), size INTEGER NOT NULL, at_us INTEGER NOT NULL, frontier BLOB NOT NULL,
   accounting TEXT NOT NULL);
 INSERT INTO head VALUES (0, 0, 0, x'', '{{}}');
-"""
+"""  # noqa: S608 - made of constants
 
 
 def _many(before: str, width: int, after: str = "") -> dict[int, str]:
@@ -67,7 +67,7 @@ FORGET_PAYLOADS: Final = {
     rows: f"DELETE FROM payloads WHERE seq IN ({', '.join('?' * rows)})"  # noqa: S608 - only question marks
     for rows in CHUNKS
 }
-PUT_AGENT: Final = "INSERT INTO agents VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE SET tenant = excluded.tenant, agent = excluded.agent"
+PUT_AGENT: Final = "INSERT OR REPLACE INTO agents VALUES (?, ?, ?)"
 PUT_SETTING: Final = "INSERT INTO settings VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value = excluded.value"
 PUT_CHECKPOINT: Final = "INSERT INTO checkpoints VALUES (?, ?, ?, ?)"
 PUT_HEAD: Final = "UPDATE head SET size = ?, at_us = ?, frontier = ?, accounting = ? WHERE id = 0"
@@ -80,7 +80,7 @@ CHECKPOINT_BEFORE: Final = (
 )
 CHECKPOINT_AT: Final = "SELECT size, seq, note, frontier FROM checkpoints WHERE size = ?"
 RECORDS_FROM: Final = "SELECT seq, body FROM records WHERE seq >= ? ORDER BY seq LIMIT ?"
-COUNT_LISTED: Final = f"SELECT state, count(*) FROM messages WHERE state IN {LISTED_STATES} GROUP BY state"  # noqa: S608 - constants
+COUNT_LISTED: Final = f"SELECT state, count(*) FROM messages WHERE state IN {LISTED_STATES} GROUP BY 1"  # noqa: S608
 STATE_OF: Final = "SELECT state FROM messages WHERE seq = ?"
 
 _MESSAGE: Final = (
@@ -101,6 +101,7 @@ FACT_ROWS: Final = (
     " ORDER BY scope, owner, key"
 )
 AGENTS: Final = "SELECT agent FROM agents ORDER BY id"
+RECORD: Final = "SELECT body FROM records WHERE seq = ?"
 SETTING: Final = "SELECT value FROM settings WHERE key = ?"
 
 

@@ -24,7 +24,7 @@ from enhanced_agent_bus.ports import AgentRow, Clock, Entry, FactChange, StoredM
 #: More entries than this wait for the next commit; a commit of so many takes some 50 ms.
 BATCH_ENTRIES_MAX: Final = 2000
 #: A broken store is tried again at the next put, and at least this often.
-MEND_SECONDS: Final = 1.0
+MEND_SECONDS: Final = 0.25
 #: What SQLite says of values that it will never take; the disk is fine.
 UNWRITABLE: Final = (
     sqlite3.IntegrityError,
@@ -120,6 +120,9 @@ class SqliteLedger:
 
     def fact_rows(self, scope: str | None = None, owner: str | None = None) -> list[FactChange]:
         return self._read().fact_rows(scope, owner)
+
+    def record(self, seq: int) -> bytes:
+        return self._read().record(seq)
 
     def agents(self) -> list[AgentRow]:
         return self._read().agents()
@@ -330,7 +333,7 @@ class _Writer:
 
     def _mend(self) -> Store:
         """Opens the store again, verified, and settles what was in doubt. Raises: what opening raises."""
-        store = Store.open(self._home, self._clock)
+        store = Store.open(self._home, self._clock, verify_records=0)  # from the newest checkpoint on
         try:
             store.require(self._broken_at)
             # A commit is there wholly or not at all, and nothing that queued behind it is.
@@ -349,8 +352,9 @@ class _Writer:
 
     def _finish(self) -> None:
         """What is left, a last checkpoint, and the end."""
+        batch: list[Queued] = []
         try:
-            self._turn([])
+            self._turn(batch)
             store = self._store
             if store is not None:
                 if store.changed:
@@ -359,7 +363,7 @@ class _Writer:
                 store.file_checkpoint()
                 store.close()
         except Exception as error:  # noqa: BLE001 - as in `_run`: what could not be written is said to be so
-            self._break([], error)
+            self._break(batch, error)
             left, self._certain = [item.entry for item in self._certain], []
             self._post(self._ledger.failed, left, _unavailable(f"nothing can be recorded: {error}"), self._generation)
 

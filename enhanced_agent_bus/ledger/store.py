@@ -19,7 +19,7 @@ from enhanced_agent_bus import faultpoints
 from enhanced_agent_bus.errors import StoreCorrupt
 from enhanced_agent_bus.ledger import merkle, rows, sql
 from enhanced_agent_bus.ledger.checkpoint import Checkpoint
-from enhanced_agent_bus.ledger.home import Home, boot_id, write_atomically
+from enhanced_agent_bus.ledger.home import Home, write_atomically
 from enhanced_agent_bus.outcome import END_STATES, WAITING_STATES
 from enhanced_agent_bus.ports import Clock, Entry, Move, StoredMessage
 
@@ -91,8 +91,8 @@ class Store:
     # --- opening ---------------------------------------------------------------------------------------------------
 
     @classmethod
-    def open(cls, home: Home, clock: Clock) -> Store:
-        """Makes the log of a fresh home, or verifies that of an old one.
+    def open(cls, home: Home, clock: Clock, *, verify_records: int = VERIFY_RECORDS_MIN) -> Store:
+        """Makes the log of a fresh home, or verifies that of an old one: so many records at its end, or more.
 
         Raises: StoreCorrupt; sqlite3.OperationalError and OSError, when the disk does not answer.
         """
@@ -114,7 +114,7 @@ class Store:
                 store.file_checkpoint()
                 home.finish()
             else:
-                store._recover()
+                store._recover(verify_records)
         except sqlite3.Error as error:
             store.close()
             raise damage(error) or error from None
@@ -135,15 +135,15 @@ class Store:
         ):
             self._db.execute(f"PRAGMA {pragma}")
 
-    def _recover(self) -> None:
+    def _recover(self, verify_records: int) -> None:
         """Verifies that this is a log, and its end."""
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         (application,) = self._db.execute("PRAGMA application_id").fetchone()
         if application != sql.APPLICATION_ID or version != sql.SCHEMA_VERSION:
             raise StoreCorrupt(f"{self._home.database} is not a log that this version writes", remedy=RESTORE)
-        self._verify()
+        self._verify(verify_records)
 
-    def _verify(self) -> None:
+    def _verify(self, verify_records: int) -> None:
         row = self._db.execute(sql.GET_HEAD).fetchone()
         if row is None:
             raise StoreCorrupt("the log has lost its head", remedy=RESTORE)
@@ -153,7 +153,7 @@ class Store:
             raise StoreCorrupt(f"the log has {count} records where {size} were written", remedy=RESTORE)
         self._verify_file(size)
         start = self._checkpoint_row(
-            self._db.execute(sql.CHECKPOINT_BEFORE, (max(0, size - VERIFY_RECORDS_MIN),)).fetchone()
+            self._db.execute(sql.CHECKPOINT_BEFORE, (max(0, size - verify_records),)).fetchone()
         )
         newest = self._checkpoint_row(self._db.execute(sql.NEWEST_CHECKPOINT).fetchone())
         known = {newest.size: newest.frontier}
@@ -374,7 +374,7 @@ class Store:
             "root": root.hex(),
             "note": note,
             "mono_us": int(self._clock.monotonic() * 1e6),
-            "boot": boot_id(),
+            "boot": self._clock.boot(),
         }
         entry = Entry("checkpoint", fields)
         head.at_us = max(head.at_us, self._clock.now_us())
