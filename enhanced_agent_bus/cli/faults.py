@@ -116,7 +116,8 @@ def report(error: BaseException, *, as_json: bool) -> int:
         echo(json.dumps({"error": document}), error=True)
         return status
     echo(f"eab: {safe(document['message'])}", error=True)
-    for detail in document.get("details", ()):
+    details = document.get("details", ())
+    for detail in details if len(details) > 1 else ():  # a single one is in the message already
         echo(_detail_line(detail), error=True)
     if document["remedy"]:
         echo(f"     {safe(document['remedy'])}", error=True)

@@ -11,7 +11,7 @@ import typer
 
 from enhanced_agent_bus.cli import faults
 from enhanced_agent_bus.cli.faults import CliError
-from enhanced_agent_bus.cli.render import compact, echo, print_json, print_json_lines, print_table, safe
+from enhanced_agent_bus.cli.render import compact, counted, echo, print_json, print_json_lines, print_table, safe
 from enhanced_agent_bus.cli.session import change, session_of
 
 if TYPE_CHECKING:
@@ -76,19 +76,15 @@ def check(context: typer.Context, path: Constitution = Path("policies")) -> int:
             show_problem(problem)
         if len(checked.problems) > PROBLEMS_SHOWN_MAX:
             echo(f"... and {len(checked.problems) - PROBLEMS_SHOWN_MAX} more; --json lists them all")
-        echo(f"{safe(path)} cannot be activated: {_counted(len(checked.problems), 'problem')}")
+        echo(f"{safe(path)} cannot be activated: {counted(len(checked.problems), 'problem')}")
     return faults.DONE if checked.ok else faults.FOUND
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
 def _show_checked(checked: Checked) -> None:
     passed = checked.tests.get("passed", 0)
     echo(f"ok: {safe(checked.name or 'constitution')}, revision {checked.revision}, {checked.digest}")
-    rules = f"{_counted(len(checked.rules), 'rule')}: {safe(', '.join(checked.rules))}"
-    echo(f"{rules}; {_counted(passed, 'test')} passed")
+    rules = f"{counted(len(checked.rules), 'rule')}: {safe(', '.join(checked.rules))}"
+    echo(f"{rules}; {counted(passed, 'test')} passed")
     if checked.not_after:
         echo(f"it expires at {safe(checked.not_after)}")
     echo()
@@ -173,7 +169,7 @@ def _show_tested(tested: Tested) -> None:
     if not tested.tests:
         echo("there are no tests: a file <rule>_test.rego in package bus.rules.<rule>_test holds them")
     else:
-        echo(f"{_counted(len(tested.tests) - failed, 'test')} passed, {failed} failed")
+        echo(f"{counted(len(tested.tests) - failed, 'test')} passed, {failed} failed")
 
 
 # --- explain -------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 WIDE: Final = 10_000  # columns where the output is no terminal: nothing is cut for the next program
 
@@ -67,7 +68,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, tit
         table.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for row in kept:
         table.add_row(*(Text(safe("" if cell is None else cell)) for cell in row))
-    console().print(table)
+    _print(table)
 
 
 def print_pairs(pairs: Mapping[str, object] | Iterable[tuple[str, object]]) -> None:
@@ -81,7 +82,21 @@ def print_pairs(pairs: Mapping[str, object] | Iterable[tuple[str, object]]) -> N
     items = pairs.items() if isinstance(pairs, Mapping) else pairs
     for name, value in items:
         table.add_row(Text(safe(name)), Text(safe("" if value is None else value)))
-    console().print(table)
+    _print(table)
+
+
+def counted(count: int, what: str) -> str:
+    """1 rule, 2 rules."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _print(table: Table) -> None:
+    """Without the spaces that fill up the last column."""
+    terminal = console()
+    with terminal.capture() as capture:
+        terminal.print(table)
+    for line in capture.get().splitlines():
+        echo(line.rstrip())
 
 
 def compact(value: object) -> str:

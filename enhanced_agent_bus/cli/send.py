@@ -12,7 +12,7 @@ import typer
 
 from enhanced_agent_bus.cli import faults
 from enhanced_agent_bus.cli.faults import CliError
-from enhanced_agent_bus.cli.render import compact, echo, print_json_lines, print_pairs, safe
+from enhanced_agent_bus.cli.render import compact, counted, echo, print_json_lines, print_pairs, safe
 from enhanced_agent_bus.cli.session import Json, Session, note_access, session_of
 
 PAYLOAD_BYTES_MAX: Final = 16 * 1024 * 1024 + 1  # of a payload's text; what is longer is refused as too_large
@@ -182,7 +182,7 @@ def _show_one(result: Mapping[str, Json], *, with_app: bool) -> None:
     ]
     if outcome is not None:
         code = f" ({outcome['code']})" if outcome["code"] else ""
-        pairs.append(("outcome", f"{outcome['state']}{code} after {outcome['attempts']} attempts"))
+        pairs.append(("outcome", f"{outcome['state']}{code} after {counted(outcome['attempts'], 'attempt')}"))
         if outcome["reply"] is not None:
             pairs.append(("reply", outcome["reply"]["id"]))
             if "payload" in outcome["reply"]:
