@@ -46,7 +46,7 @@ func check(from string) (any, error) {
 		return answer, nil
 	}
 	c, problems := compileConstitution(src)
-	s := c.summary(src.kind)
+	s := c.summary(src)
 	answer.Digest, answer.Revision, answer.Name, answer.NotAfter = s.Digest, s.Revision, s.Name, s.NotAfter
 	answer.Signed, answer.Rules, answer.ReadPaths, answer.Cacheable = s.Signed, s.Rules, s.ReadPaths, s.Cacheable
 	answer.Widened = orEmpty(c.reads.widened)

@@ -59,18 +59,19 @@ type summary struct {
 	Source    string     `json:"source"`
 }
 
-func (c *constitution) summary(kind string) summary {
+// summary describes the constitution as this source brought it: the signatures are not part of the digest.
+func (c *constitution) summary(src *source) summary {
 	return summary{
 		Digest:    c.src.digest,
 		Revision:  c.manifest.Revision,
 		Name:      c.manifest.Name,
 		NotAfter:  c.manifest.NotAfter,
-		Signed:    c.src.file(signaturesFile) != nil,
+		Signed:    src.file(signaturesFile) != nil,
 		Rules:     orEmpty(c.rules),
 		ReadPaths: orEmpty(c.reads.paths),
 		Cacheable: c.reads.cacheable,
 		FactsRead: c.reads.facts(),
-		Source:    kind,
+		Source:    src.kind,
 	}
 }
 

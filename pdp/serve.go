@@ -179,7 +179,7 @@ func (s *server) load(r request) (any, error) {
 		return nil, &failure{Code: "digest_mismatch", Message: "the bytes have the digest " + src.digest}
 	}
 	if known := s.find(src.digest); known != nil {
-		return known.summary(src.kind), nil
+		return known.summary(src), nil
 	}
 	built, problems := compileConstitution(src)
 	if len(problems) > 0 {
@@ -188,7 +188,7 @@ func (s *server) load(r request) (any, error) {
 	s.mu.Lock()
 	s.loaded[src.digest] = built
 	s.mu.Unlock()
-	return built.summary(src.kind), nil
+	return built.summary(src), nil
 }
 
 func (s *server) find(digest string) *constitution {

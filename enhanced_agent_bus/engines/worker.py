@@ -42,7 +42,7 @@ from enhanced_agent_bus.errors import BusError, ConstitutionRejected, EngineMiss
 from enhanced_agent_bus.ports import Checked, Loaded, Problem
 from enhanced_agent_bus.verdict import Answer
 
-BINARY_NAME: Final = "eab-pdp"
+BINARY: Final = Path(__file__).resolve().parent.parent / "_bin" / "eab-pdp"
 OVERDUE_SECONDS: Final = 0.25  # how long after a question's deadline its worker may live without having answered
 TIMER_SECONDS: Final = 0.005  # the shared timer wakes no more often than this
 HELLO_SECONDS: Final = 10.0
@@ -53,6 +53,7 @@ IN_FLIGHT_MAX: Final = 8192  # questions in one worker; beyond: policy_unavailab
 WAITING_MAX: Final = 4096  # questions while no worker lives; beyond: policy_unavailable
 UNSENT_BYTES_MAX: Final = 8 << 20  # bytes that a worker has not taken; beyond it is not asked
 STDERR_BYTES_MAX: Final = 8192
+EVAL_US_BYTES: Final = 4  # the u32 before a decision
 STARTS_MAX: Final = 8  # in any STARTS_WINDOW_SECONDS
 STARTS_WINDOW_SECONDS: Final = 2.0
 START_PAUSE_SECONDS: Final = 0.1  # after a failed start, doubled each time
@@ -85,7 +86,7 @@ class WorkerLostError(BusError):
     default_code = "policy_unavailable"
 
 
-class _Refused(Exception):  # noqa: N818  (it never leaves this module)
+class _Refused(Exception):
     """The worker answered with an error."""
 
     def __init__(self, body: bytes) -> None:
@@ -162,13 +163,14 @@ class _Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             for frame in self._reader.feed(data):
-                question = self.questions.pop(frame.id, None)
+                question = self.questions.get(frame.id)
                 if question is None:
                     self._call_answered(frame)
                     continue
+                question.answer(_answer(frame))  # first: when it is garbage, the question is asked again
+                del self.questions[frame.id]
                 if question.overdue:
                     self.overdue -= 1
-                question.answer(_answer(frame))
         except ValueError as error:  # GarbageError, or JSON that is none
             self.end(f"it sent garbage: {error}")
 
@@ -245,9 +247,11 @@ class _Link(asyncio.Protocol):
 def _answer(frame: AnswerFrame) -> Answer:
     body = frame.body
     if frame.status == STATUS_OK:
-        if len(body) > 4:  # noqa: PLR2004  (the u32 before the decision)
-            return Answer(None, body[4:], int.from_bytes(body[:4], "little"))
-        return Answer("policy_undefined", b"", int.from_bytes(body[:4], "little"), "data.bus.decision is undefined")
+        if len(body) > EVAL_US_BYTES:
+            return Answer(None, body[EVAL_US_BYTES:], int.from_bytes(body[:EVAL_US_BYTES], "little"))
+        if len(body) < EVAL_US_BYTES:
+            raise GarbageError("a decision that is too short")
+        return Answer("policy_undefined", b"", int.from_bytes(body, "little"), "data.bus.decision is undefined")
     refused = _Refused(body)
     return Answer(_CODES.get(refused.code, "policy_error"), b"", 0, refused.message)
 
@@ -268,55 +272,72 @@ class _Stderr(asyncio.Protocol):
 class _Worker:
     """A process, the link to it, and its end."""
 
-    def __init__(self, process: subprocess.Popen[bytes], link: _Link, sock: socket.socket, stderr: _Stderr) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], link: _Link, sock: socket.socket) -> None:
         self.process = process
         self.link = link
-        self.stderr = stderr
         self._sock = sock
+        self._stderr = _Stderr()
+        self._stderr_transport: asyncio.BaseTransport | None = None
 
     @classmethod
     async def spawn(cls, binary: Path, memory_mb: int, lost: Callable[[_Link], None]) -> _Worker:
         """Starts a process and says hello. Raises OSError, WorkerLostError."""
-        loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                process = subprocess.Popen(  # noqa: ASYNC220  (vfork and exec: a millisecond)
-                    [str(binary)],
-                    stdin=theirs,  # the socket is all that it inherits
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.PIPE,
-                    env={"TZ": "UTC", "GOGC": "400", "GOMEMLIMIT": f"{memory_mb}MiB"},
-                    cwd="/",
-                    start_new_session=True,  # a Ctrl-C at the terminal is for the bus, which then drains
-                )
+                process = _popen(binary, memory_mb, theirs)
         except BaseException:
             ours.close()
             raise
-        link = _Link(loop, lost)
-        stderr = _Stderr()
-        worker = cls(process, link, ours, stderr)
+        worker = cls(process, _Link(asyncio.get_running_loop(), lost), ours)
         try:
-            await loop.connect_read_pipe(lambda: stderr, process.stderr)
-            await loop.create_connection(lambda: link, sock=ours)
-            link.hello = await link.call(Op.HELLO, {}, HELLO_SECONDS)
-            if link.hello.get("protocol") != PROTOCOL:
-                raise WorkerLostError(f"the policy worker speaks protocol {link.hello.get('protocol')}, not {PROTOCOL}")
+            await worker._greet()
+        except WorkerLostError as error:
+            await worker.bury("it did not start")
+            raise WorkerLostError(worker.last_words(error)) from error
         except BaseException:
             await worker.bury("it did not start")
             raise
         return worker
+
+    async def _greet(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._stderr_transport, _ = await loop.connect_read_pipe(lambda: self._stderr, self.process.stderr)
+        await loop.create_connection(lambda: self.link, sock=self._sock)
+        self.link.hello = await self.link.call(Op.HELLO, {}, HELLO_SECONDS)
+        if self.link.hello.get("protocol") != PROTOCOL:
+            raise WorkerLostError(f"it speaks protocol {self.link.hello.get('protocol')}, not {PROTOCOL}")
 
     async def bury(self, reason: str) -> None:
         """Ends the process and waits for that."""
         self.link.end(reason)
         self.process.kill()
         await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self.process.wait))
+        if self._stderr_transport is not None:
+            self._stderr_transport.close()
+            await asyncio.sleep(0)  # transports close in the next turn of the loop
+
+    def last_words(self, error: BaseException) -> str:
+        """The error, and what the process itself had to say."""
+        return f"{error}: {said}" if (said := self._stderr.text()) else str(error)
 
     def forget_in_child(self) -> None:
         """In a forked child: lets go of the parent's worker without touching it."""
         self.link.gone = True
         self._sock.close()
+
+
+def _popen(binary: Path, memory_mb: int, stdin: socket.socket) -> subprocess.Popen[bytes]:
+    """Starts the process; the socket, as its standard input, is all that it inherits."""
+    return subprocess.Popen(
+        [str(binary)],
+        stdin=stdin.fileno(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={"TZ": "UTC", "GOGC": "400", "GOMEMLIMIT": f"{memory_mb}MiB"},
+        cwd="/",
+        start_new_session=True,  # a Ctrl-C at the terminal is for the bus, which then drains
+    )
 
 
 class WorkerEngine:
@@ -351,7 +372,7 @@ class WorkerEngine:
     @classmethod
     async def start(cls, binary: Path | None = None, workers: int = 2, memory_mb: int = 512) -> WorkerEngine:
         """Starts the workers. Raises: EngineMissing."""
-        binary = binary or Path(__file__).resolve().parent.parent / "_bin" / BINARY_NAME
+        binary = binary or BINARY
         if not os.access(binary, os.X_OK):
             raise EngineMissing(
                 f"there is no policy worker at {binary}",
@@ -360,12 +381,7 @@ class WorkerEngine:
             )
         engine = cls(binary, workers=workers, memory_mb=memory_mb)
         try:
-            await asyncio.gather(*(engine._recruit() for _ in range(workers)))
-        except (OSError, WorkerLostError, _Refused) as error:
-            await engine.close()
-            raise EngineMissing(
-                f"the policy worker {binary} does not start: {error}", remedy="see `eab doctor`, or build it anew"
-            ) from error
+            await engine._recruit_all()
         except BaseException:
             await engine.close()
             raise
@@ -485,6 +501,17 @@ class WorkerEngine:
                 self._place(question, left)
         link.questions.clear()
 
+    async def _recruit_all(self) -> None:
+        wanted = (self._recruit() for _ in range(self._workers_wanted))
+        for error in await asyncio.gather(*wanted, return_exceptions=True):
+            if isinstance(error, OSError | WorkerLostError | _Refused):
+                raise EngineMissing(
+                    f"the policy worker {self._binary} does not start: {error}",
+                    remedy="see `eab doctor`, or build it anew",
+                ) from error
+            if error is not None:
+                raise error
+
     async def _keep_staffed(self) -> None:
         while True:
             await self._vacant.wait()
@@ -505,11 +532,12 @@ class WorkerEngine:
             while missing := self._bundles.keys() - link.digests:
                 for digest in missing:
                     await self._load_bytes(link, digest, self._bundles.get(digest))
-            if link.gone:
-                raise WorkerLostError(f"the policy worker was lost: {link.reason} {worker.stderr.text()}")
         except BaseException:
             await worker.bury("it did not get ready")
             raise
+        if link.gone or self._closed:
+            await worker.bury("it was lost, or the engine closed, before it was ready")
+            raise WorkerLostError(worker.last_words(WorkerLostError(f"the policy worker was lost: {link.reason}")))
         self._failures = 0
         self._live[link] = worker
         self._links = tuple(self._live)
@@ -554,7 +582,7 @@ class WorkerEngine:
                 body = {"path": str(bundle), "digest": digest}
                 answer = await link.call(Op.LOAD, body, LOAD_SECONDS)
                 link.digests.add(digest)
-                self._bundles[digest] = bundle.read_bytes()  # noqa: ASYNC240  (just written, in the page cache)
+                self._bundles[digest] = bundle.read_bytes()
                 for other in self._links:
                     if digest not in other.digests:
                         with contextlib.suppress(WorkerLostError):  # its replacement loads it
@@ -635,7 +663,7 @@ class WorkerEngine:
         except _Refused as refused:
             raise _rejected(path, refused) from refused
         except WorkerLostError as error:
-            raise WorkerLostError(f"{error} {worker.stderr.text()}".strip(), remedy="see `eab doctor`") from error
+            raise WorkerLostError(worker.last_words(error), remedy="see `eab doctor`") from error
         finally:
             await worker.bury("its one question was answered")
 
