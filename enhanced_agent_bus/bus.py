@@ -22,11 +22,12 @@ import orjson
 from pydantic import BaseModel
 
 from enhanced_agent_bus import faultpoints
-from enhanced_agent_bus.admission.chain import Admission, Case, Decided
+from enhanced_agent_bus.admission.chain import Admission, Decided
 from enhanced_agent_bus.admission.constitution import Constitutions
 from enhanced_agent_bus.admission.draft import Shape, Shaped
 from enhanced_agent_bus.admission.facts import Added
 from enhanced_agent_bus.admission.seal import SALT_BYTES, Randomness, commitment, seal
+from enhanced_agent_bus.admission.sight import Case
 from enhanced_agent_bus.agent import Agent, Draft
 from enhanced_agent_bus.delivery.mailbox import Mailbox
 from enhanced_agent_bus.delivery.parcel import Parcel
@@ -993,7 +994,8 @@ class AgentBus:
         """After a failed attempt: wait and be decided anew, or among the dead letters."""
         step = next_step(post.retry, parcel.attempts - parcel.attempts_before, self._chance(), never=failed.never_again)
         if isinstance(step, GiveUp):
-            self._end(parcel, "dead_lettered", step.code, error=failed.error, text=failed.text, duration_us=duration_us)
+            code = failed.code if failed.never_again else step.code
+            self._end(parcel, "dead_lettered", code, error=failed.error, text=failed.text, duration_us=duration_us)
             return
         parcel.why = "retry"
         due_us = self._clock.now_us() + int(step.seconds * 1e6)
