@@ -618,9 +618,10 @@ class AgentBus:
             parcel.decision_id = decided.decision_id
             parcel.added = list(decided.added)
             parcel.state = self._first_state(parcel, decided, post)
+            parcel.stored = "queued" if parcel.state == "in_flight" else parcel.state
             entry.opening = Opening(
                 envelope,
-                "queued" if parcel.state == "in_flight" else parcel.state,
+                parcel.stored,
                 decided.decision_id,
                 orjson.dumps(parcel.added),
                 orjson.dumps([_hold_fields(hold) for hold in decided.hold]),
@@ -1069,6 +1070,7 @@ class AgentBus:
     def _record_again(self, parcel: Parcel, decided: Decided, *, replay: bool = False) -> Written:
         """Puts a later decision; where it changes the message's state, in the same transaction."""
         written = Written()
+        before = parcel.stored
         entry = Entry(
             "decision", decided.fields, message_id=parcel.envelope.id, facts=decided.changes, texts=decided.texts
         )
@@ -1084,7 +1086,13 @@ class AgentBus:
             entry.move = self._move(
                 parcel, state, 0, None, None, decided.decision_id, "dead_lettered" if replay else None
             )
-        entry.done = lambda seq, error: self._settle_refusal(decided, written, seq, error)
+
+        def done(seq: int, error: BusError | None) -> None:
+            if error is not None:
+                parcel.stored = before
+            self._settle_refusal(decided, written, seq, error)
+
+        entry.done = done
         self._ledger.put(entry)
         return written
 
@@ -1146,6 +1154,7 @@ class AgentBus:
             stored.envelope.expires_us,
             stored.since_us,
             state=stored.state,
+            stored=stored.state,
             why="restart",
             row=stored.seq,
             attempts=stored.attempts,
@@ -1255,7 +1264,7 @@ class AgentBus:
         was: str | None,
     ) -> Move:
         forget = not self._settings.audit.store_payloads and state in END_STATES and state != "dead_lettered"
-        before = was or ("queued" if parcel.state == "in_flight" else parcel.state)
+        before, parcel.stored = was or parcel.stored, state
         return Move(
             parcel.row,
             before,

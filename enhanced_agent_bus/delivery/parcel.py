@@ -20,6 +20,7 @@ class Parcel:
     expires_us: int
     since_us: int
     state: str = "queued"
+    stored: str = "queued"  # its state as the ledger was told last: parked and queued differ by who is live here
     recorded: Recorded | None = None
     why: str = "activation"  # why it would be decided anew
     row: int = -1  # seq of the record that opened it
