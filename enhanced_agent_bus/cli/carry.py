@@ -14,14 +14,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from enhanced_agent_bus import AgentBus, Drained, open_bus
+from enhanced_agent_bus import AgentBus, ConstitutionRejected, Drained, open_bus
+from enhanced_agent_bus.authoring.workbench import workbench
 from enhanced_agent_bus.cli.faults import CliError
 from enhanced_agent_bus.cli.feed import Feed, Tally
 from enhanced_agent_bus.cli.lines import BadLine, LineReader
-from enhanced_agent_bus.cli.loading import App, choose_constitution
+from enhanced_agent_bus.cli.loading import App, choose_constitution, policies_beside
 from enhanced_agent_bus.cli.progress import Progress
 from enhanced_agent_bus.cli.render import echo, safe
 from enhanced_agent_bus.clock import FixedClock
+from enhanced_agent_bus.settings import load_settings
 
 BAD_LINES_PRINTED_MAX: Final = 20
 
@@ -69,6 +71,8 @@ async def carry_out(plan: Plan, *, quiet: bool) -> Result:
         async with open_bus(plan.home, constitution=constitution, clock=clock) as bus:
             await plan.app.build(bus)
             result.weakenings = list(bus.status().security_state)
+            if constitution is None and not quiet:
+                await _note_other_constitution(plan, bus.status().constitution)
             if reader is None:
                 if not quiet:
                     echo(f"serving {len(bus.agents())} agents; stop with Ctrl-C or SIGTERM", error=True)
@@ -77,6 +81,20 @@ async def carry_out(plan: Plan, *, quiet: bool) -> Result:
                 await _send_lines(bus, reader, stop, result, quiet=quiet)
             result.drained = await bus.close()
     return result
+
+
+async def _note_other_constitution(plan: Plan, active: str) -> None:
+    """Says so when the folder that a new home would have taken is not what decides in this one."""
+    folder = policies_beside(plan.app)
+    if folder is None or load_settings(plan.home).constitution.path is not None:
+        return
+    async with workbench() as bench:
+        try:
+            if await bench.hash(folder) == active:
+                return
+        except ConstitutionRejected:
+            pass  # it is being worked on
+    echo(f"note: {safe(folder)} is not the active constitution; `eab policy activate {safe(folder)}`", error=True)
 
 
 @contextmanager

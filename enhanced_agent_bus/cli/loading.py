@@ -113,8 +113,10 @@ def choose_constitution(home: Path, given: Path | None, app: App | None) -> Path
         return given
     if load_settings(home).constitution.path is not None or (home / "home.json").is_file():
         return None
-    beside = [app.folder / "policies"] if app is not None else []
-    for folder in (*beside, Path("policies")):
-        if (folder / "bus").is_dir():
-            return folder
-    return share_folder("policies")
+    return policies_beside(app) or share_folder("policies")
+
+
+def policies_beside(app: App | None) -> Path | None:
+    """The folder `policies` beside the application, or in the current folder."""
+    folders = [app.folder / "policies"] if app is not None and app.folder != Path.cwd() else []
+    return next((folder for folder in (*folders, Path("policies")) if (folder / "bus").is_dir()), None)

@@ -76,6 +76,7 @@ def check(context: typer.Context, path: Constitution = Path("policies")) -> int:
             show_problem(problem)
         if len(checked.problems) > PROBLEMS_SHOWN_MAX:
             echo(f"... and {len(checked.problems) - PROBLEMS_SHOWN_MAX} more; --json lists them all")
+        _show_traps(traps)
         echo(f"{safe(path)} cannot be activated: {counted(len(checked.problems), 'problem')}")
     return faults.DONE if checked.ok else faults.FOUND
 
