@@ -101,7 +101,7 @@ async def run(
             value = await handler(message)
         else:
             context = copy_context()
-            value = await asyncio.get_running_loop().run_in_executor(threads, context.run, handler, message)
+            value = await asyncio.get_running_loop().run_in_executor(threads, context.run, _called, handler, message)
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if alarm.rung:
@@ -109,7 +109,9 @@ async def run(
         if task is not None and task.cancelling():
             raise
         return _failed(error)  # the handler raised it itself
-    except (Exception, SystemExit) as error:  # Whatever a handler raises is a failed attempt, not the end of the bus.
+    except (KeyboardInterrupt, GeneratorExit):  # not the handler's: somebody ends the process, or this coroutine
+        raise
+    except BaseException as error:  # Whatever a handler raises is a failed attempt, SystemExit too, not the bus's end.
         return _failed(error)
     finally:
         alarm.stop()
@@ -122,6 +124,14 @@ async def run(
     if inspect.iscoroutine(value):
         value.close()
     return Failed("handler_failed", "TypeError", f"the handler returned {type(value).__name__}: return a dict or None")
+
+
+def _called(handler: Handler, message: Message) -> Any:
+    """A StopIteration cannot be set as a future's exception: it would never arrive (PEP 479 does this for coroutines)."""
+    try:
+        return handler(message)
+    except StopIteration as error:
+        raise RuntimeError("the handler raised StopIteration") from error
 
 
 def _failed(error: BaseException) -> Failed:
