@@ -60,11 +60,7 @@ def log_text(home: Path) -> str:
 def adds_up(accounting: Mapping[str, int]) -> bool:
     """Whether accepted is the sum of all states, and none is negative."""
     parts = [accounting[state] for state in (*WAITING, *ENDS)]
-    return (
-        accounting["accepted"] == sum(parts)
-        and min(parts) >= 0
-        and set(accounting) == {"accepted", *WAITING, *ENDS}
-    )
+    return accounting["accepted"] == sum(parts) and min(parts) >= 0 and set(accounting) == {"accepted", *WAITING, *ENDS}
 
 
 async def until(condition: Callable[[], object], seconds: float = 10) -> None:

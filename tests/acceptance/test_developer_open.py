@@ -32,7 +32,9 @@ async def test_new_home_needs_a_constitution(tmp_path: Path) -> None:
     assert not (tmp_path / "home" / "home.json").exists()
     async with small_bus(tmp_path) as bus:
         assert isinstance(bus, AgentBus)
-    assert {"home.json", "bus.db", "keys", "constitutions", "checkpoint"} <= {p.name for p in (tmp_path / "home").iterdir()}
+    assert {"home.json", "bus.db", "keys", "constitutions", "checkpoint"} <= {
+        p.name for p in (tmp_path / "home").iterdir()
+    }
 
 
 async def test_folder_with_settings_alone_is_a_new_home(tmp_path: Path) -> None:
@@ -69,7 +71,7 @@ async def test_changed_folder_counts_when_the_home_is_opened_again(tmp_path: Pat
 
 
 async def test_memory_keeps_nothing_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """":memory:" works like a home, writes no file, forgets, and is named as a weakening."""
+    """ ":memory:" works like a home, writes no file, forgets, and is named as a weakening."""
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         async with small_bus(tmp_path, home=":memory:") as bus:
@@ -252,9 +254,7 @@ async def test_agent_knows_its_constitution(tmp_path: Path) -> None:
 async def test_one_of_fifty_registrations_wins(tmp_path: Path) -> None:
     """Of 50 tasks that register one id at once a single one wins, the rest get AgentExists."""
     async with small_bus(tmp_path) as bus:
-        tries = await asyncio.gather(
-            *(bus.register("desk", tenant="acme") for _ in range(50)), return_exceptions=True
-        )
+        tries = await asyncio.gather(*(bus.register("desk", tenant="acme") for _ in range(50)), return_exceptions=True)
         assert sum(isinstance(one, AgentExists) for one in tries) == 49
         assert len(bus.agents()) == 1
     assert len(log(tmp_path / "home", "agent", agent="desk")) == 1

@@ -224,9 +224,7 @@ async def test_same_id_and_content_is_answered_not_run_again(bus: AgentBus) -> N
     ],
     ids=str,
 )
-async def test_same_id_with_other_content_is_replayed(
-    bus: AgentBus, tmp_path: Path, change: dict[str, Any]
-) -> None:
+async def test_same_id_with_other_content_is_replayed(bus: AgentBus, tmp_path: Path, change: dict[str, Any]) -> None:
     """Other content under a known id is refused(replayed), recorded, and changes nothing."""
     inbox = Inbox()
     desk = await bus.register("desk", tenant="acme")
