@@ -1,0 +1,319 @@
+"""What reading commands find in a home: read-only, without a constitution, a bus or a new file.
+
+The answers have the shapes that a running bus gives (`control.plain`), so that a command shows either.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from enhanced_agent_bus.audit.verify import open_database
+from enhanced_agent_bus.authoring.documents import Known, Surroundings
+from enhanced_agent_bus.cli.faults import CliError, unknown_id
+from enhanced_agent_bus.cli.session import Json
+from enhanced_agent_bus.errors import StoreCorrupt
+from enhanced_agent_bus.ledger import rows, sql
+from enhanced_agent_bus.outcome import instant_of
+from enhanced_agent_bus.ports import AgentRow, StoredMessage
+
+PAGE_ROWS: Final = 1000
+SHOW_REMEDY: Final = "`eab audit search` finds ids; a message, a decision or a seq can be named"
+
+_LAST_OF_KINDS: Final = "SELECT body FROM records WHERE kind IN (?, ?) ORDER BY seq DESC LIMIT 1"
+_ALL_OF_KIND: Final = "SELECT body FROM records WHERE kind = ? ORDER BY seq"
+_OF_MESSAGE: Final = "SELECT body FROM records WHERE message_id = ? ORDER BY seq"
+_BY_SEQ: Final = "SELECT body FROM records WHERE seq = ?"
+_WAITING_OF_EACH: Final = (
+    "SELECT recipient, count(*) FROM messages WHERE state IN ('queued', 'retrying', 'parked', 'held')"
+    " GROUP BY recipient"
+)
+_PAYLOAD: Final = "SELECT body, headers FROM payloads WHERE seq = ?"
+_TEXTS: Final = "SELECT body FROM texts WHERE seq = ?"
+_ROW_OF_MESSAGE: Final = "SELECT seq FROM messages WHERE id = ?"
+
+
+@contextmanager
+def database(home: Path) -> Iterator[sqlite3.Connection]:
+    """Raises: StoreCorrupt, when the home has lost its database or its names."""
+    for name in ("bus.db", "home.json"):
+        if not (home / name).is_file():
+            remedy = "restore it from a backup; nothing is started in its place"
+            raise StoreCorrupt(f"the home {home} has lost its {name}", remedy=remedy)
+    with open_database(home) as connection:
+        yield connection
+
+
+def _one(connection: sqlite3.Connection, query: str, values: Sequence[object] = ()) -> Json:
+    row = connection.execute(query, values).fetchone()
+    return None if row is None else row[0]
+
+
+# --- the bus as a whole --------------------------------------------------------------------------------------------
+
+
+def status_at_rest(home: Path) -> dict[str, Json]:
+    """`Status` as the home has it; what was being handled when the process ended counts as queued."""
+    names = json.loads((home / "home.json").read_bytes()) if (home / "home.json").is_file() else {}
+    with database(home) as connection:
+        size, _, _, accounting = connection.execute(sql.GET_HEAD).fetchone()
+        last = _one(connection, _LAST_OF_KINDS, ("opened", "closed"))
+        decision = _one(connection, _LAST_OF_KINDS, ("decision", "decision"))
+        active = json.loads(_one(connection, sql.SETTING, ("constitution",)) or "{}")
+        agents = sum(row.live for row in _agents(connection))
+    return {
+        "accounting": json.loads(accounting),
+        "security_state": json.loads(last)["security_state"] if last is not None else [],
+        "constitution": active.get("digest", ""),
+        "revision": active.get("revision", 0),
+        "bus": names.get("bus", ""),
+        "node": names.get("node", ""),
+        "records": size,
+        "agents": agents,
+        "engine": json.loads(decision)["engine"] if decision is not None else {},
+        "home": str(home),
+        "running": False,
+    }
+
+
+def _agents(connection: sqlite3.Connection) -> list[AgentRow]:
+    return [rows.stored_agent(text) for (text,) in connection.execute(sql.AGENTS)]
+
+
+def remembered_agents(home: Path) -> list[dict[str, Json]]:
+    """Who is registered; nobody is live in a home that no process has open."""
+    with database(home) as connection:
+        waiting = dict(connection.execute(_WAITING_OF_EACH).fetchall())
+        return [
+            {
+                "id": row.id,
+                "tenant": row.tenant,
+                "roles": list(row.roles),
+                "capabilities": list(row.capabilities),
+                "topics": list(row.topics),
+                "constitution": row.constitution,
+                "live": False,
+                "has_handler": False,
+                "waiting": waiting.get(row.id, 0),
+            }
+            for row in _agents(connection)
+            if row.live
+        ]
+
+
+def policy_history(home: Path) -> list[dict[str, Json]]:
+    """Every activation and rejection, oldest first."""
+    with database(home) as connection:
+        return [json.loads(body) for (body,) in connection.execute(_ALL_OF_KIND, ("policy",))]
+
+
+def active_constitution(home: Path) -> Path:
+    """The bundle of the active constitution. Raises: StoreCorrupt; CliError, when there is none yet."""
+    with database(home) as connection:
+        active = json.loads(_one(connection, sql.SETTING, ("constitution",)) or "{}")
+    if "digest" not in active:
+        raise CliError(f"the home {home} has no constitution yet", remedy="name one with --constitution PATH")
+    return _kept_constitution(home, str(active["digest"]))
+
+
+def _kept_constitution(home: Path, digest: str) -> Path:
+    path = home / "constitutions" / f"{digest}.tar.gz"
+    if path.is_file():
+        return path
+    raise StoreCorrupt(f"the constitution {digest} is missing from {path.parent}", remedy="restore it from a backup")
+
+
+# --- messages ------------------------------------------------------------------------------------------------------
+
+
+def _messages(connection: sqlite3.Connection, states: Sequence[str]) -> Iterator[StoredMessage]:
+    for state in states:
+        after = -1
+        while page := connection.execute(sql.LIST_MESSAGES[state], (after, None, PAGE_ROWS)).fetchall():
+            yield from map(rows.stored_message, page)
+            after = page[-1][0]
+
+
+def _instant(us: int) -> str:
+    return instant_of(us).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _in_words(message: StoredMessage) -> dict[str, Json]:
+    envelope = message.envelope
+    return {
+        "message_id": envelope.id,
+        "sender": envelope.sender,
+        "recipient": envelope.recipient,
+        "type": envelope.type,
+        "state": message.state,
+        "priority": envelope.priority,
+        "attempts": message.attempts,
+        "since": _instant(message.since_us),
+        "due": _instant(message.due_us) if message.state == "retrying" and message.due_us else None,
+    }
+
+
+def waiting(home: Path, states: Sequence[str]) -> list[dict[str, Json]]:
+    """Messages in these states, by when they came. Raises: StoreCorrupt."""
+    with database(home) as connection:
+        found = list(_messages(connection, [state for state in states if state in sql.LIST_MESSAGES]))
+    return [_in_words(message) for message in sorted(found, key=lambda message: message.seq)]
+
+
+def held(home: Path) -> list[dict[str, Json]]:
+    """Messages that wait for an approval, with what they wait for. Raises: StoreCorrupt."""
+    with database(home) as connection:
+        return [
+            {
+                **_in_words(message),
+                "hold": json.loads(message.holds or b"[]"),
+                "hold_expires": _instant(message.hold_expires_us),
+            }
+            for message in _messages(connection, ["held"])
+        ]
+
+
+def dead_letters(home: Path) -> list[dict[str, Json]]:
+    """What could not be delivered. Raises: StoreCorrupt."""
+    with database(home) as connection:
+        return [
+            {
+                "message_id": message.envelope.id,
+                "sender": message.envelope.sender,
+                "recipient": message.envelope.recipient,
+                "type": message.envelope.type,
+                "code": message.code or "",
+                "attempts": message.attempts,
+                "error": message.error or "",
+                "since": _instant(message.since_us),
+            }
+            for message in _messages(connection, ["dead_lettered"])
+        ]
+
+
+def content(home: Path, message_id: str) -> dict[str, Json]:
+    """Payload and headers of a message; None for what is no longer kept. Raises: CliError, when it is unknown."""
+    with database(home) as connection:
+        seq = _one(connection, _ROW_OF_MESSAGE, (message_id,))
+        if seq is None:
+            raise unknown_id(f"there is no message {message_id!r}", SHOW_REMEDY)
+        return _content_at(connection, seq)
+
+
+def _content_at(connection: sqlite3.Connection, seq: int) -> dict[str, Json]:
+    row = connection.execute(_PAYLOAD, (seq,)).fetchone()
+    if row is None:
+        return {"payload": None, "headers": None}
+    return {"payload": json.loads(row[0]), "headers": json.loads(row[1] or b"{}")}
+
+
+# --- facts ---------------------------------------------------------------------------------------------------------
+
+
+def facts(home: Path, scope: str | None = None, owner: str | None = None) -> list[dict[str, Json]]:
+    """What decisions remembered and operators wrote."""
+    with database(home) as connection:
+        found = connection.execute(sql.FACT_ROWS, (scope, owner)).fetchall()
+    return [
+        {"scope": scope, "owner": owner, "key": key, "value": _fact_value(value)}
+        for scope, owner, key, value in found
+        if key
+    ]
+
+
+def _fact_value(raw: bytes) -> Json:
+    value = json.loads(raw)
+    return sorted(value["s"]) if "s" in value else value.get("n", 0)
+
+
+def surroundings(home: Path) -> Surroundings:
+    """What a question needs beside its message. Raises: StoreCorrupt."""
+    with database(home) as connection:
+        active = json.loads(_one(connection, sql.SETTING, ("constitution",)) or "{}")
+        agents = {row.id: Known(*row[:6]) for row in _agents(connection) if row.live}
+        known: dict[tuple[str, str], dict[str, Json]] = {}
+        for scope, owner, key, raw in connection.execute(sql.FACT_ROWS, (None, None)):
+            value = json.loads(raw)
+            counters = {"sent": value.get("sent", 0), "refused": value.get("refused", 0)}
+            known.setdefault((scope, owner), {}).update({key: _fact_value(raw)} if key else counters)
+    return Surroundings(
+        agents=agents,
+        facts=known,
+        digest=active.get("digest", ""),
+        revision=active.get("revision", 0),
+        now=datetime.now(UTC),
+    )
+
+
+# --- recorded decisions --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """The question of a recorded decision, put together again."""
+
+    message_id: str
+    document: dict[str, Json]
+    constitution: Path
+    notes: list[str] = field(default_factory=list)
+
+
+def recorded_question(home: Path, name: str) -> Recorded:
+    """The newest decision on a message, or the one that a decision id or seq names.
+
+    Raises: CliError, when there is none, or when it asked nothing of the policy; StoreCorrupt.
+    """
+    with database(home) as connection:
+        record = _decision(connection, name)
+        if record["input"] is None:
+            raise CliError(
+                f"{name} was refused as {record['code']} before the policy was asked",
+                remedy=f"docs/refusals/{record['code']}.md says what to do",
+                code=str(record["code"]),
+                status=1,
+            )
+        notes = []
+        document: dict[str, Json] = dict(record["input"])
+        _add_texts(document, connection, record["seq"])
+        kept = _content_at(connection, record["seq"])
+        if kept["payload"] is None:
+            row = _one(connection, _ROW_OF_MESSAGE, (record["message_id"],))
+            kept = _content_at(connection, row) if row is not None else kept
+        if kept["payload"] is None:
+            notes.append("the payload is no longer kept: rules that read it answer as if it were missing")
+        else:
+            document["message"] = {**document["message"], **kept}
+    verdict = record["code"] or record["verdict"]
+    notes.append(f"recorded as seq {record['seq']} at {record['at']}: {verdict}")
+    return Recorded(str(record["message_id"]), document, _kept_constitution(home, str(record["constitution"])), notes)
+
+
+def _add_texts(document: dict[str, Json], connection: sqlite3.Connection, seq: int) -> None:
+    """Puts remembered strings, which stand apart from the record, back among the facts."""
+    texts = _one(connection, _TEXTS, (seq,))
+    remembered: Mapping[str, Json] = json.loads(texts).get("facts", {}) if texts is not None else {}
+    if remembered:
+        known = document["facts"]
+        document["facts"] = {scope: {**facts, **remembered.get(scope, {})} for scope, facts in known.items()}
+
+
+def _decision(connection: sqlite3.Connection, name: str) -> dict[str, Json]:
+    if name.isdecimal():
+        found = [json.loads(body) for (body,) in connection.execute(_BY_SEQ, (int(name),))]
+    else:
+        message_id, _, decision = name.partition("#")
+        records = (json.loads(body) for (body,) in connection.execute(_OF_MESSAGE, (message_id,)))
+        found = [
+            record
+            for record in records
+            if record["kind"] == "decision" and (not decision or record["decision_id"] == name)
+        ]
+    if found and found[-1]["kind"] == "decision":
+        return dict(found[-1])
+    raise unknown_id(f"there is no decision {name!r}", SHOW_REMEDY)
