@@ -31,8 +31,9 @@ from enhanced_agent_bus.admission.sight import Case
 from enhanced_agent_bus.agent import Agent, Draft
 from enhanced_agent_bus.delivery.mailbox import Mailbox
 from enhanced_agent_bus.delivery.parcel import Parcel
-from enhanced_agent_bus.delivery.runner import Alarm, Failed, Handler, Returned, is_async, run
+from enhanced_agent_bus.delivery.runner import Alarm, Failed, Handler, Returned, is_async, misfits, run
 from enhanced_agent_bus.errors import (
+    AgentExists,
     AuditUnavailable,
     BusClosed,
     BusError,
@@ -75,6 +76,7 @@ from enhanced_agent_bus.verdict import Addressed, Admitted, Party, Reason, Recor
 
 RECORD_SECONDS_MAX: Final = 10.0  # how long a send waits for the disk
 AGAIN_SECONDS: Final = 0.5  # until a message is decided again that could not be decided or recorded
+FAN_OUT_AT_ONCE: Final = 256  # subscribers of one publish that are decided at the same time
 TURN_MESSAGES: Final = 64  # handled in a row before other tasks get the loop
 NOBODY: Final = Party("", "", (), (), "latest", {"id": "", "tenant": "", "roles": [], "capabilities": []})
 KEEPS_NOTHING: Final = frozenset({"malformed", "too_large", "too_deep"})
@@ -200,10 +202,11 @@ class AgentBus:
         self._closing: asyncio.Task[Drained] | None = None
         self._closed = False
         self._broken: BaseException | None = None
+        self._stalled = False  # the last thing heard of the disk was a failure
         self._changed = asyncio.Event()
         self._delivered = 0
         self._dead_lettered = 0
-        ledger.on_failure = admission.facts.forget_all
+        ledger.on_failure = self._ledger_failed
 
     # --- the public names ------------------------------------------------------------------------------------------
 
@@ -282,14 +285,17 @@ class AgentBus:
         row = self._registry.row(agent_id)
         if row is None or not row.live:
             raise KeyError(agent_id)
-        return await self.register(
-            row.id,
-            tenant=row.tenant,
-            roles=row.roles,
-            capabilities=row.capabilities,
-            topics=row.topics,
-            constitution=row.constitution,
-        )
+        try:
+            return await self.register(
+                row.id,
+                tenant=row.tenant,
+                roles=row.roles,
+                capabilities=row.capabilities,
+                topics=row.topics,
+                constitution=row.constitution,
+            )
+        except AgentExists:  # somebody took it up at the same time
+            return await self.agent(agent_id)
 
     def agents(self) -> list[AgentInfo]:
         """Everyone who is registered, in this process or in the home."""
@@ -501,6 +507,10 @@ class AgentBus:
         post = self._post(found.id)
         accepted = False
         try:
+            misfit = misfits(post.model, shaped.body)
+            if misfit:
+                refusal = Refusal("malformed", f"{found.id} does not take this payload: {misfit}", "send what it takes")
+                return await self._turn_away(message_id, sender, found, topic, draft, refusal, shaped)
             async with self._room:
                 case, parcel = self._addressed(message_id, sender, found, topic, shaped, replier)
                 decided = await self._admission.judge(case)
@@ -640,8 +650,14 @@ class AgentBus:
             return "in_flight"  # a reply: whoever asked takes it
         return "queued" if post.handler is not None else "parked"
 
+    def _ledger_failed(self) -> None:
+        """Nothing derived in memory can be trusted, and no handler starts before a record is on disk again."""
+        self._stalled = True
+        self._admission.facts.forget_all()
+
     def _settle_refusal(self, decided: Decided, written: Written, seq: int, error: BusError | None) -> None:
         if error is None:
+            self._stalled = False
             self._admission.facts.durable(decided.changes)
         written.settle(seq, error)
 
@@ -654,6 +670,7 @@ class AgentBus:
                 post.mailbox.release()
             written.settle(seq, error)
             return
+        self._stalled = False
         self._admission.facts.durable(decided.changes)
         parcel.row = seq
         self._live[parcel.envelope.id] = parcel
@@ -849,9 +866,13 @@ class AgentBus:
             drafts = [_with_id(draft, f"{own}/{party.id}" if own else draft.id) for party in found]
         else:
             drafts = [draft] * len(found)
-        pairs = zip(found, drafts, strict=True)
-        sent = [await self.dispatch(sender, party.id, None, each, topic=topic) for party, each in pairs]
-        return [receipt for receipt, _ in sent]
+        receipts: list[Receipt] = []
+        pairs = list(zip(found, drafts, strict=True))
+        for start in range(0, len(pairs), FAN_OUT_AT_ONCE):
+            part = pairs[start : start + FAN_OUT_AT_ONCE]
+            sent = await asyncio.gather(*(self.dispatch(sender, to.id, None, each, topic=topic) for to, each in part))
+            receipts.extend(receipt for receipt, _ in sent)
+        return receipts
 
     # --- delivery --------------------------------------------------------------------------------------------------
 
@@ -905,7 +926,8 @@ class AgentBus:
                 self._end(parcel, "expired", "expired")
                 return
             recorded = parcel.recorded
-            if recorded is not None and recorded.admitted.constitution == self._admission.active.digest:
+            current = recorded is not None and recorded.admitted.constitution == self._admission.active.digest
+            if recorded is not None and current and not self._stalled:
                 await self._deliver(post, parcel, recorded, alarm)  # its first step has no await before the handler
                 return
             parcel.recorded = None
@@ -967,7 +989,7 @@ class AgentBus:
             )
         finally:
             _handling.reset(token)
-        case.refusal = case.refusal or _cannot_reply(parcel, sender, recipient)
+        case.refusal = _cannot_reply(parcel, sender, recipient)  # a reply runs no handler: no hop limit
         reply.placed = False
         reply.replier = parcel.replier
         decided = await self._admission.judge(case)
@@ -993,7 +1015,12 @@ class AgentBus:
 
     def _rescue(self, post: Post, parcel: Parcel, failed: Failed, duration_us: int) -> None:
         """After a failed attempt: wait and be decided anew, or among the dead letters."""
-        step = next_step(post.retry, parcel.attempts - parcel.attempts_before, self._chance(), never=failed.never_again)
+        step = next_step(
+            post.retry,
+            parcel.attempts - parcel.attempts_before,
+            self._chance(),
+            never=failed.code if failed.never_again else None,
+        )
         if isinstance(step, GiveUp):
             code = failed.code if failed.never_again else step.code
             self._end(parcel, "dead_lettered", code, error=failed.error, text=failed.text, duration_us=duration_us)
@@ -1143,6 +1170,7 @@ class AgentBus:
         return stored
 
     def _parcel_of(self, stored: StoredMessage) -> Parcel:
+        holds = orjson.loads(stored.holds or b"[]")
         added: list[Added] = [tuple(item) for item in orjson.loads(stored.added or b"[]")]
         parent = self._ledger.find(stored.envelope.cause) if stored.envelope.cause else None
         cause = None
@@ -1162,6 +1190,7 @@ class AgentBus:
             added=added,
             counted=stored.state != "held",
             cause=cause,
+            hold_reasons=tuple(Reason(hold["rule"], "hold") for hold in holds),
             hold_expires_us=stored.hold_expires_us,
             due_us=stored.due_us,
         )
@@ -1222,7 +1251,9 @@ class AgentBus:
         move = self._move(parcel, next_state, due_us, code, error, parcel.decision_id, None)
 
         def done(seq: int, failure: BusError | None) -> None:
-            self._admission.facts.durable(facts)
+            if failure is None:
+                self._stalled = False
+                self._admission.facts.durable(facts)
             if ended and failure is None:
                 self._ended(parcel, state, outcome)
             written.settle(seq, failure)
@@ -1326,7 +1357,13 @@ class AgentBus:
             await self._write(
                 Entry(
                     "policy",
-                    {"event": "rejected", "digest": None, "revision": None, "reason": error.reason, "details": details},
+                    {
+                        "event": "rejected",
+                        "digest": error.digest,
+                        "revision": None,
+                        "reason": error.reason,
+                        "details": details,
+                    },
                 )
             )
             raise
@@ -1347,13 +1384,13 @@ class AgentBus:
         before = self._admission.current
         fields = {"event": event, "digest": loaded.digest, "revision": loaded.revision, "reason": None, "details": []}
         if event != "unchanged":
-            faultpoints.hit("policy.before_swap")
+            _fault("policy.before_swap")
         active = orjson.dumps({"digest": loaded.digest, "revision": loaded.revision, "source": loaded.source}).decode()
         await self._write(Entry("policy", fields, settings={"constitution": active}))
         if event == "unchanged":
             return
         self._admission.activate(loaded)
-        faultpoints.hit("policy.after_swap")
+        _fault("policy.after_swap")
         if before is not None and before.digest != loaded.digest:
             await self._engine.drop(before.digest)
 
@@ -1465,9 +1502,15 @@ class AgentBus:
     async def _write_fact(self, event: str, changes: list[FactChange]) -> None:
         change = changes[0]
         value = _fact_value(change.value) if change.value is not None else None
-        shown = value if isinstance(value, int | float) else None  # strings stand apart from records
-        fields = {"event": event, "scope": change.scope, "owner": change.owner, "key": change.key, "value": shown}
-        await self._write(Entry("fact", fields, facts=changes))
+        fields: dict[str, Any] = {"event": event, "scope": change.scope, "owner": change.owner, "key": change.key}
+        entry = Entry("fact", fields, facts=changes)
+        if isinstance(value, list):  # strings stand apart from records
+            salt, body = self._randomness.take(SALT_BYTES), orjson.dumps({"value": value})
+            fields["texts"] = commitment(salt, body)
+            entry.texts = (salt, body)
+        else:
+            fields["value"] = value
+        await self._write(entry)
         self._admission.facts.durable(changes)
 
     def _accounting(self) -> dict[str, int]:
@@ -1487,6 +1530,13 @@ _NO_REPLY: Final = {
     "no_reply": "the handler returned None: return a dict to answer requests",
     "reply_refused": "the constitution refused the reply: see `eab audit search code:policy_denied`",
 }
+
+
+def _fault(name: str) -> None:
+    try:
+        faultpoints.hit(name)
+    except OSError as error:
+        raise AuditUnavailable(f"{error}", remedy="activate it again") from error
 
 
 def _cannot_reply(parcel: Parcel, sender: Party | None, recipient: Party | None) -> Refusal | None:

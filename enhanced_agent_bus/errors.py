@@ -102,10 +102,17 @@ class ConstitutionRejected(BusError):
     default_code = "constitution_rejected"
 
     def __init__(
-        self, message: str, *, reason: str, details: Sequence[Mapping[str, Any]] = (), remedy: str = ""
+        self,
+        message: str,
+        *,
+        reason: str,
+        details: Sequence[Mapping[str, Any]] = (),
+        remedy: str = "",
+        digest: str | None = None,
     ) -> None:
         super().__init__(message, remedy=remedy)
         self.reason = reason
+        self.digest = digest  # of what was rejected, where it got so far
         self.details = [dict(detail) for detail in details]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -58,7 +59,7 @@ class _Document(_Shape):
 def ruling(answer: Answer) -> Ruling | Refusal:
     """The ruling in an answer, or the refusal that stands for having none."""
     if answer.code is not None:
-        return Refusal(answer.code, answer.detail or _WHY.get(answer.code, ""), _REMEDY.get(answer.code, ""))
+        return Refusal(answer.code, _told(answer), _REMEDY.get(answer.code, ""))
     if not answer.body:
         return Refusal("policy_undefined", _WHY["policy_undefined"], _REMEDY["policy_undefined"])
     try:
@@ -91,6 +92,16 @@ def ruling(answer: Answer) -> Ruling | Refusal:
     )
 
 
+def _told(answer: Answer) -> str:
+    """What a sender may know. OPA's own words on a failed built-in quote the value, which can be another's secret."""
+    why = _WHY.get(answer.code or "", "")
+    if answer.code == "policy_error":
+        place = _PLACE.search(answer.detail)
+        return f"{why}, at {place.group()}" if place else why
+    return answer.detail or why
+
+
+_PLACE: Final = re.compile(r"[A-Za-z0-9._/-]+\.rego:\d+")
 _WHY: Final = {
     "policy_undefined": "the policy gave no answer",
     "policy_timeout": "the policy did not answer in time",

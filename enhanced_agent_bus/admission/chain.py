@@ -10,18 +10,19 @@ Not here: the shape of a payload (`canonical.py`), which is checked before there
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import orjson
 
 from enhanced_agent_bus.admission.answer import ruling
 from enhanced_agent_bus.admission.facts import COUNTERS, Added, FactBook, scopes
 from enhanced_agent_bus.admission.reading import Reading
-from enhanced_agent_bus.admission.record import Record
+from enhanced_agent_bus.admission.record import Fields, Record
 from enhanced_agent_bus.admission.seal import Randomness
+from enhanced_agent_bus.admission.sight import Case, Sight
 from enhanced_agent_bus.message import Message
 from enhanced_agent_bus.ports import Clock, FactChange, Gate, Loaded, PolicyEngine
 from enhanced_agent_bus.verdict import Addressed, Admitted, Answer, Hold, Party, Pass, Reason, Refusal, Ruling
@@ -55,21 +56,6 @@ class Active:
 
 
 @dataclass(slots=True)
-class Case:
-    """A message before the gate: `why` it is here (contract §10), and what is known of its past."""
-
-    addressed: Addressed
-    why: str = "send"
-    attempt: int = 1
-    previous: str | None = None
-    added: Sequence[Added] = ()
-    cause: Mapping[str, Any] | None = None
-    first: bool = True  # its first decision: counts in `sent` or `refused`
-    counted: bool = False  # it is in `sent` already
-    refusal: Refusal | None = None  # found before the gate: recorded like any other
-
-
-@dataclass(slots=True)
 class Decided:
     """What the gate said, with the record of it and the facts that go with it. `admitted` is set for an allow."""
 
@@ -79,7 +65,7 @@ class Decided:
     decision_id: str
     constitution: str
     revision: int
-    fields: dict[str, Any]
+    fields: Fields
     texts: tuple[bytes, bytes] | None
     changes: list[FactChange]
     added: Sequence[Added]
@@ -92,7 +78,7 @@ class _Asked:
     """The policy's part of one decision."""
 
     ruling: Ruling | Refusal
-    document: dict[str, Any] | None = None
+    sight: Sight | None = None
     cached_from: str | None = None
     eval_us: int = 0
     key: bytes | None = None  # set where the ruling may be cached, once its decision is put
@@ -202,16 +188,18 @@ class Admission:
         deadline = self._clock.monotonic() + self._policy_seconds
         for _ in range(ROUNDS_MAX):
             active = self.active
-            asked = self._cached(case, active)
-            if asked is None:
-                refusal = self._constitution_gate(case.addressed.sender, active)
-                if refusal is not None:
-                    return self._refuse(case, active, refusal, _Asked(refusal))
-                asked = await self._evaluated(case, active, deadline)
-                if active is not self.active or not self._still_true(case, active, asked):
-                    continue  # decided under what is no longer so
+            refusal = self._constitution_gate(case.addressed.sender, active)
+            if refusal is not None:
+                return self._refuse(case, active, refusal, _Asked(refusal))
+            sight = self._look(case, active)
+            key = self._key(sight) if active.reading.cacheable else None
+            found = self._cache.get(active.digest, key) if key is not None else None
+            if found is not None:
+                return self._conclude(case, active, _Asked(found[0], sight, found[1]))
+            asked = await self._evaluated(sight, key, deadline)
+            if active is self.active and self._still_true(asked):
                 self._keep(active, asked)
-            return self._conclude(case, active, asked)
+                return self._conclude(case, active, asked)
         refusal = Refusal("policy_timeout", "the facts changed faster than the policy could answer", "send again")
         return self._refuse(case, self.active, refusal, _Asked(refusal))
 
@@ -222,153 +210,86 @@ class Admission:
 
     # --- asking ----------------------------------------------------------------------------------------------------
 
-    def _cached(self, case: Case, active: Active) -> _Asked | None:
-        reading = active.reading
-        if not reading.cacheable:
-            return None
-        document = self._document(case, active)
-        found = self._cache.get(active.digest, self._key(case, document, reading))
-        return _Asked(found[0], document, found[1]) if found is not None else None
+    def _look(self, case: Case, active: Active) -> Sight:
+        return Sight(case, active, self.facts, self._clock.policy_time(), self._clock.now_us())
 
-    def _key(self, case: Case, document: dict[str, Any], reading: Reading) -> bytes:
-        addressed = case.addressed
-        payload = orjson.loads(addressed.envelope.body) if reading.payload else None
-        return reading.key(document, payload, addressed.sender, addressed.recipient)
+    def _key(self, sight: Sight) -> bytes:
+        reading = sight.active.reading
+        payload = orjson.loads(sight.case.addressed.envelope.body) if reading.payload else None
+        return reading.key(sight, payload)
 
-    def _still_true(self, case: Case, active: Active, asked: _Asked) -> bool:
+    def _still_true(self, asked: _Asked) -> bool:
         """Whether the facts that this answer can depend on are as they were when it was asked."""
-        if asked.document is None or not active.reading.fact_scopes:
+        sight = asked.sight
+        if sight is None or not sight.active.reading.fact_scopes:
             return True
-        now = active.reading.facts_key(self._facts_seen(case))
-        return now == active.reading.facts_key(asked.document["facts"])
+        reading = sight.active.reading
+        return reading.facts_key(self._look(sight.case, sight.active)) == reading.facts_key(sight)
 
-    async def _evaluated(self, case: Case, active: Active, deadline: float) -> _Asked:
-        """Asks the engine, one at a time for those who share facts that the policy reads: else all but one would
-        have to ask again."""
-        names = self._owners(case)
+    async def _evaluated(self, sight: Sight, key: bytes | None, deadline: float) -> _Asked:
+        """Asks the engine; one at a time where messages share facts that the policy reads, since an answer that was
+        overtaken by other facts has to be asked for again."""
+        read = sight.active.reading.fact_scopes
+        if not read:
+            return await self._asked(sight, key, deadline)
+        names = self._owners(sight.case)
         async with AsyncExitStack() as stack:
             try:
                 async with asyncio.timeout(deadline - self._clock.monotonic()):
-                    for owner in sorted({names[scope] for scope in active.reading.fact_scopes}):
-                        await stack.enter_async_context(self._locked(owner))
+                    for owner in sorted({names[scope] for scope in read}):
+                        await stack.enter_async_context(_Held(self._locks, owner))
             except TimeoutError:
-                return _Asked(ruling(_timed_out("the policy was busy with messages that share facts with this one")))
-            return await self._cached_or_asked(case, active, deadline)
+                return _Asked(_timed_out("the policy was busy with messages that share facts with this one"), sight)
+            sight = self._look(sight.case, sight.active)
+            return await self._asked(sight, self._key(sight) if key is not None else None, deadline)
 
-    async def _cached_or_asked(self, case: Case, active: Active, deadline: float) -> _Asked:
-        reading = active.reading
-        if not reading.cacheable:
-            document = self._document(case, active)
-            answer, us = await self._ask(case, active, document, deadline)
-            return _Asked(answer, document, None, us)
+    async def _asked(self, sight: Sight, key: bytes | None, deadline: float) -> _Asked:
+        """One evaluation for all that ask the same at the same time. Errors are shared with them, and not kept."""
+        if key is None:
+            answer, us = await self._ask(sight, deadline)
+            return _Asked(answer, sight, None, us)
+        digest = sight.active.digest
         while True:
-            document = self._document(case, active)
-            key = self._key(case, document, reading)
-            found = self._cache.get(active.digest, key)
+            found = self._cache.get(digest, key)
             if found is not None:
-                return _Asked(found[0], document, found[1])
-            flight = self._flights.get((active.digest, key))
+                return _Asked(found[0], sight, found[1])
+            flight = self._flights.get((digest, key))
             if flight is None:
-                return await self._fly(case, active, document, key, deadline)
+                return await self._fly(sight, key, deadline)
             try:
                 async with asyncio.timeout(deadline - self._clock.monotonic()):
                     landed = await asyncio.shield(flight)
             except TimeoutError:
-                return _Asked(ruling(_timed_out("")), document)
+                return _Asked(_timed_out("another message that asks the same was slow to decide"), sight)
             if landed is not None:
-                return _Asked(landed[0], document, landed[1])
+                return _Asked(landed[0], sight, landed[1])
 
-    async def _fly(self, case: Case, active: Active, document: dict[str, Any], key: bytes, deadline: float) -> _Asked:
-        """One evaluation for all that ask the same meanwhile. Errors are shared with them and not stored."""
-        name = (active.digest, key)
+    async def _fly(self, sight: Sight, key: bytes, deadline: float) -> _Asked:
+        name = (sight.active.digest, key)
         flight: asyncio.Future[tuple[Ruling | Refusal, str, int] | None] = asyncio.get_running_loop().create_future()
         self._flights[name] = flight
-        decision_id = self._record.next_id(case.addressed.envelope.id)
+        decision_id = self._record.next_id(sight.case.addressed.envelope.id)
         try:
-            answer, us = await self._ask(case, active, document, deadline)
+            answer, us = await self._ask(sight, deadline)
             flight.set_result((answer, decision_id, us))
         finally:
             del self._flights[name]
             if not flight.done():  # cancelled: those who waited ask for themselves
                 flight.set_result(None)
-        return _Asked(answer, document, None, us, key if isinstance(answer, Ruling) else None, decision_id)
+        return _Asked(answer, sight, None, us, key, decision_id)
 
-    async def _ask(
-        self, case: Case, active: Active, document: dict[str, Any], deadline: float
-    ) -> tuple[Ruling | Refusal, int]:
-        envelope = case.addressed.envelope
+    async def _ask(self, sight: Sight, deadline: float) -> tuple[Ruling | Refusal, int]:
+        envelope = sight.case.addressed.envelope
+        document = sight.document()
         message = {**document["message"], "payload": orjson.Fragment(envelope.body)}
         question = orjson.dumps({**document, "message": message})
-        left = deadline - self._clock.monotonic()
-        answer = await self._engine.decide(active.digest, envelope.tenant, question, max(left, 0.001))
+        left = max(deadline - self._clock.monotonic(), 0.001)
+        answer = await self._engine.decide(sight.active.digest, envelope.tenant, question, left)
         return ruling(answer), answer.eval_us
-
-    def _locked(self, owner: tuple[str, str]) -> _Held:
-        return _Held(self._locks, owner)
-
-    # --- the input -------------------------------------------------------------------------------------------------
 
     def _owners(self, case: Case) -> dict[str, tuple[str, str]]:
         addressed = case.addressed
         return scopes(addressed.sender, addressed.recipient, addressed.envelope.conversation)
-
-    def _facts_seen(self, case: Case) -> dict[str, dict[str, Any]]:
-        """The four scopes as the policy sees them, without what this message added before."""
-        book = self.facts
-        envelope = case.addressed.envelope
-        seen: dict[str, dict[str, Any]] = {}
-        for scope, (kind, name) in self._owners(case).items():
-            if case.added:
-                seen[scope] = book.without(kind, name, case.added, envelope.id)
-            else:
-                seen[scope] = book.owner(kind, name).view()
-        if case.counted:  # it counts once, in `sent` too
-            for scope in ("sender", "conversation"):
-                seen[scope]["sent"] -= 1
-        for scope in ("recipient", "tenant"):
-            del seen[scope]["sent"], seen[scope]["refused"]
-        return seen
-
-    def _document(self, case: Case, active: Active) -> dict[str, Any]:
-        """The input of contract §4 without the payload, which stands beside it as bytes."""
-        addressed = case.addressed
-        envelope = addressed.envelope
-        message: dict[str, Any] = {
-            "id": envelope.id,
-            "type": envelope.type,
-            "priority": envelope.priority,
-            "headers": envelope.headers,
-            "conversation": envelope.conversation,
-            "hops": envelope.hops,
-            "attempt": case.attempt,
-            "size": len(envelope.body),
-            "age_seconds": max(0, self._clock.now_us() - envelope.created_us) // 1_000_000,
-        }
-        if envelope.topic is not None:
-            message["topic"] = envelope.topic
-        agreed = addressed.sender.constitution
-        now = self._clock.policy_time()
-        document: dict[str, Any] = {
-            "message": message,
-            "sender": addressed.sender.document,
-            "recipient": addressed.recipient.document,
-            "constitution": {
-                "digest": active.digest,
-                "agreed": active.digest if agreed == LATEST else agreed,
-                "revision": active.revision,
-            },
-            "clock": {
-                "date": f"{now.year:04d}-{now.month:02d}-{now.day:02d}",
-                "weekday": now.isoweekday(),
-                "hour": now.hour,
-                "minute": now.minute,
-            },
-            "facts": self._facts_seen(case),
-            "approvals": [],
-        }
-        if case.cause is not None:
-            document["cause"] = case.cause
-        return document
 
     # --- the answer ------------------------------------------------------------------------------------------------
 
@@ -458,7 +379,7 @@ class Admission:
         code: str | None,
         reasons: tuple[Reason, ...],
         decision_id: str,
-    ) -> tuple[dict[str, Any], tuple[bytes, bytes] | None]:
+    ) -> tuple[Fields, tuple[bytes, bytes] | None]:
         return self._record.decision(
             case,
             active,
@@ -467,7 +388,7 @@ class Admission:
             code,
             reasons,
             decision_id=decision_id,
-            document=asked.document,
+            sight=asked.sight,
             cached_from=asked.cached_from,
             eval_us=asked.eval_us,
         )
@@ -517,8 +438,8 @@ class _Held:
             del self._locks[self._owner]
 
 
-def _timed_out(detail: str) -> Answer:
-    return Answer("policy_timeout", detail=detail)
+def _timed_out(detail: str) -> Ruling | Refusal:
+    return ruling(Answer("policy_timeout", detail=detail))
 
 
 def _deliver_elsewhere(answer: Ruling, recipient: str) -> Refusal | None:

@@ -1,4 +1,4 @@
-"""From a folder or bundle to a constitution that may decide: checked whole, kept by its digest, loaded from what is kept.
+"""From a folder or bundle to a constitution that may decide: checked whole, kept by its digest, loaded from there.
 
 What was checked, what is kept and what decides are the same bytes, since the bundle is packed first and everything
 after reads the bundle.
@@ -108,6 +108,7 @@ def _require(checked: Checked, path: Path) -> None:
             for item in checked.problems
         ],
         remedy=first.hint or REMEDY,
+        digest=checked.digest or None,
     )
 
 

@@ -6,16 +6,25 @@ there, with absent and null apart and types apart, in full: JSON text, not a Pyt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from enhanced_agent_bus.message import Envelope
 from enhanced_agent_bus.ports import Loaded
 from enhanced_agent_bus.verdict import Party
 
+if TYPE_CHECKING:
+    from enhanced_agent_bus.admission.sight import Sight
+
 PARTIES_MAX: Final = 100_000
 Path = tuple[str, ...]
+
+
+#: Input fields that are fields of the envelope, as they are, and always there.
+_OF_ENVELOPE: Final = {
+    ("message", name): Envelope._fields.index(name) for name in ("id", "type", "priority", "conversation", "hops")
+}
 
 
 class Reading:
@@ -25,6 +34,7 @@ class Reading:
         self.cacheable = loaded.cacheable
         self.whole = () in loaded.read_paths
         paths = [path for path in loaded.read_paths if path]
+        self._envelope = [_OF_ENVELOPE[path] for path in paths if path in _OF_ENVELOPE]
         self._sender = [path[1:] for path in paths if path[0] == "sender"]
         self._recipient = [path[1:] for path in paths if path[0] == "recipient"]
         self._payload = [path[2:] for path in paths if path[:2] == ("message", "payload")]
@@ -32,10 +42,12 @@ class Reading:
         self._rest = [
             path
             for path in paths
-            if path[0] not in ("sender", "recipient", "facts") and path[:2] != ("message", "payload")
+            if path not in _OF_ENVELOPE
+            and path[0] not in ("sender", "recipient", "facts")
+            and path[:2] != ("message", "payload")
         ]
-        whole_message = ("message",) in paths
-        self.payload = self.whole or whole_message or bool(self._payload)
+        self._message = ("message",) in paths
+        self.payload = self.whole or self._message or bool(self._payload)
         self._tokens: dict[Party, tuple[bytes, bytes]] = {}
         self.fact_scopes = self._scopes(paths)
 
@@ -46,30 +58,35 @@ class Reading:
             return every
         return frozenset(path[1] for path in paths if path[0] == "facts" and len(path) > 1) & every
 
-    def key(self, document: Mapping[str, Any], payload: Any, sender: Party, recipient: Party) -> bytes:
-        """The values at the read paths. `document` is the input without the payload, `payload` that, parsed."""
+    def key(self, sight: Sight, payload: Any) -> bytes:
+        """The values at the read paths; `payload` is parsed from the bytes that were frozen."""
         if self.whole:
-            return orjson.dumps([document, payload], option=orjson.OPT_SORT_KEYS)
-        picked: list[Any] = []
-        for path in self._rest:
-            _pick(document, path, picked)
-        if ("message",) in self._rest:
+            return orjson.dumps([sight.document(), payload], option=orjson.OPT_SORT_KEYS)
+        addressed = sight.case.addressed
+        envelope = addressed.envelope
+        picked: list[Any] = [envelope[index] for index in self._envelope]
+        if self._rest:
+            document = sight.document()
+            for path in self._rest:
+                _pick(document, path, picked)
+        if self._message:
             picked.append(payload)
         for path in self._payload:
             _pick(payload, path, picked)
         return (
-            self._token(sender)[0]
-            + self._token(recipient)[1]
+            self._token(addressed.sender)[0]
+            + self._token(addressed.recipient)[1]
             + orjson.dumps(picked, option=orjson.OPT_SORT_KEYS)
-            + self.facts_key(document["facts"])
+            + self.facts_key(sight)
         )
 
-    def facts_key(self, facts: Mapping[str, Any]) -> bytes:
+    def facts_key(self, sight: Sight) -> bytes:
         """The facts that an answer can depend on: unchanged means that the answer still holds."""
         if self.whole:
-            return orjson.dumps(facts, option=orjson.OPT_SORT_KEYS)
+            return orjson.dumps(sight.facts(), option=orjson.OPT_SORT_KEYS)
         if not self._facts:
             return b""
+        facts = sight.facts()
         picked: list[Any] = []
         for path in self._facts:
             _pick(facts, path, picked)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -11,9 +11,11 @@ from enhanced_agent_bus.admission.seal import SALT_BYTES, Randomness, commitment
 from enhanced_agent_bus.verdict import Reason
 
 if TYPE_CHECKING:
-    from enhanced_agent_bus.admission.chain import Active, Case
+    from enhanced_agent_bus.admission.chain import Active
+    from enhanced_agent_bus.admission.sight import Case, Sight
     from enhanced_agent_bus.ports import Clock
 
+Fields = dict[str, Any] | Callable[[], dict[str, Any]]
 FACTS_SHOWN_MAX: Final = 16  # a scope with more stands apart whole, so that every record has room
 
 
@@ -41,56 +43,65 @@ class Record:
         reasons: tuple[Reason, ...],
         *,
         decision_id: str,
-        document: Mapping[str, Any] | None,
+        sight: Sight | None,
         cached_from: str | None,
         eval_us: int,
-    ) -> tuple[dict[str, Any], tuple[bytes, bytes] | None]:
-        """The fields, and (salt, bytes) of what stands apart: reasons in words, and remembered strings."""
+    ) -> tuple[Fields, tuple[bytes, bytes] | None]:
+        """The fields, and (salt, bytes) of what stands apart: reasons in words, and remembered strings.
+
+        Fields of a plain decision are made when they are asked for.
+        """
         envelope = case.addressed.envelope
+
+        def fields(shown: Mapping[str, Any] | None, texts: str | None) -> dict[str, Any]:
+            made: dict[str, Any] = {
+                "message_id": envelope.id,
+                "sender_n": sender_n,
+                "digest": envelope.digest or None,
+                "conversation": envelope.conversation or None,
+                "cause": envelope.cause,
+                "sender": envelope.sender,
+                "tenant": envelope.tenant,
+                "recipient": envelope.recipient or None,
+                "recipient_tenant": envelope.recipient_tenant or None,
+                "topic": envelope.topic,
+                "type": envelope.type or None,
+                "priority": envelope.priority,
+                "hops": envelope.hops,
+                "attempt": attempt,
+                "created_us": envelope.created_us,
+                "expires_us": envelope.expires_us,
+                "verdict": verdict,
+                "code": code,
+                "reasons": [{"rule": reason.rule, "code": reason.code} for reason in reasons],
+                "decision_id": decision_id,
+                "constitution": active.digest,
+                "revision": active.revision,
+                "engine": self._engine,
+                "cached_from": cached_from,
+                "why": why,
+                "previous": previous,
+                "input": shown,
+                "payload": envelope.commitment or None,
+                "headers": envelope.headers_commitment,
+                "eval_us": eval_us,
+            }
+            if texts is not None:
+                made["texts"] = texts
+            return made
+
+        attempt, why, previous = case.attempt, case.why, case.previous
+        if not reasons and sight is not None and sight.plain and not envelope.headers:
+            return lambda: fields(sight.document(), None), None
         apart: dict[str, Any] = {}
-        shown = document
-        if document is not None:
-            shown = self._shown(document, apart)
-        if reasons and any(reason.message or reason.remedy for reason in reasons):
+        shown = self._shown(sight.document(), apart) if sight is not None else None
+        if any(reason.message or reason.remedy for reason in reasons):
             apart["reasons"] = [[reason.message, reason.remedy] for reason in reasons]
-        fields: dict[str, Any] = {
-            "message_id": envelope.id,
-            "sender_n": sender_n,
-            "digest": envelope.digest or None,
-            "conversation": envelope.conversation or None,
-            "cause": envelope.cause,
-            "sender": envelope.sender,
-            "tenant": envelope.tenant,
-            "recipient": envelope.recipient or None,
-            "recipient_tenant": envelope.recipient_tenant or None,
-            "topic": envelope.topic,
-            "type": envelope.type or None,
-            "priority": envelope.priority,
-            "hops": envelope.hops,
-            "attempt": case.attempt,
-            "created_us": envelope.created_us,
-            "expires_us": envelope.expires_us,
-            "verdict": verdict,
-            "code": code,
-            "reasons": [{"rule": reason.rule, "code": reason.code} for reason in reasons],
-            "decision_id": decision_id,
-            "constitution": active.digest,
-            "revision": active.revision,
-            "engine": self._engine,
-            "cached_from": cached_from,
-            "why": case.why,
-            "previous": case.previous,
-            "input": shown,
-            "payload": envelope.commitment or None,
-            "headers": envelope.headers_commitment,
-            "eval_us": eval_us,
-        }
         if not apart:
-            return fields, None
+            return fields(shown, None), None
         texts = orjson.dumps(apart, option=orjson.OPT_SORT_KEYS)
         salt = self._randomness.take(SALT_BYTES)
-        fields["texts"] = commitment(salt, texts)
-        return fields, (salt, texts)
+        return fields(shown, commitment(salt, texts)), (salt, texts)
 
     def _shown(self, document: Mapping[str, Any], apart: dict[str, Any]) -> dict[str, Any]:
         """The input without headers and remembered strings, which go into `apart`."""

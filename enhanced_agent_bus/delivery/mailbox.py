@@ -94,11 +94,7 @@ class Mailbox(Generic[T]):
         self._arrivals += 1
         self._levels[priority].append((self._arrivals, item))
         self._ready += 1
-        while self._takers:
-            taker = self._takers.popleft()
-            if not taker.done():
-                taker.set_result(None)
-                break
+        self._wake_one()
 
     async def take(self) -> T:
         """The next message to start."""
@@ -108,12 +104,12 @@ class Mailbox(Generic[T]):
             try:
                 await taker
             except asyncio.CancelledError:
-                if taker.done() and not taker.cancelled() and self._ready:
-                    self._wake_another()
+                if self.ready:  # it may have been woken for this: somebody else takes it
+                    self._wake_one()
                 raise
         return self._next()
 
-    def _wake_another(self) -> None:
+    def _wake_one(self) -> None:
         while self._takers:
             taker = self._takers.popleft()
             if not taker.done():
@@ -126,7 +122,7 @@ class Mailbox(Generic[T]):
         if self._starts % AGEING == 0:
             level = min((level for level in self._levels if level), key=lambda level: level[0][0])
             return level.popleft()[1]
-        return next(level for level in reversed(self._levels) if level).popleft()[1]
+        return next(waiting for waiting in reversed(self._levels) if waiting).popleft()[1]
 
     def remove(self, item: T) -> bool:
         """Takes a message out before its turn (expired, discarded); False when it is not waiting here."""

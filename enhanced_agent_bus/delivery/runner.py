@@ -10,6 +10,7 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Final
 
+import orjson
 from pydantic import BaseModel, ValidationError
 
 from enhanced_agent_bus.message import Message
@@ -79,6 +80,22 @@ def is_async(handler: Handler) -> bool:
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
 
 
+def misfits(model: type[BaseModel] | None, body: bytes) -> str:
+    """Why a recipient's model does not take a payload, without the values; empty when it does."""
+    if model is None:
+        return ""
+    try:
+        model.model_validate(orjson.loads(body))
+    except ValidationError as error:
+        return _misfit(error)
+    return ""
+
+
+def _misfit(error: ValidationError) -> str:
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['type']}" for item in found)[:ERROR_TEXT_CHARS_MAX]
+
+
 async def run(
     handler: Handler,
     on_loop: bool,
@@ -93,8 +110,7 @@ async def run(
         try:
             message = message.carrying(model.model_validate(message.payload))
         except ValidationError as error:
-            text = "; ".join(str(item["loc"]) + " " + item["msg"] for item in error.errors(include_input=False))
-            return Failed("malformed", "ValidationError", text[:ERROR_TEXT_CHARS_MAX], never_again=True)
+            return Failed("malformed", "ValidationError", _misfit(error), never_again=True)
     alarm.start(seconds)
     try:
         if on_loop:

@@ -48,12 +48,20 @@ def _escaped(match: re.Match[str]) -> str:
     return "".join(f"\\u{units[at]:02x}{units[at + 1]:02x}" for at in range(0, len(units), 2))
 
 
+def fields_of(entry: Entry) -> dict[str, Any]:
+    """What the kind adds; made now and kept, where the entry only says how it is made."""
+    fields = entry.fields
+    if not isinstance(fields, dict):
+        fields = entry.fields = fields()
+    return fields
+
+
 def rest_of_record(entry: Entry) -> bytes:
     """What the kind adds, as ASCII JSON from the comma to the closing brace.
 
     Raises: BusError (too_large), for more than a record can take; TypeError or ValueError, for what JSON cannot say.
     """
-    rest = orjson.dumps(entry.fields)
+    rest = orjson.dumps(fields_of(entry))
     if not rest.isascii():
         # Outside of strings JSON is ASCII, so every other character may be replaced by its escape.
         rest = _NOT_ASCII.sub(_escaped, rest.decode()).encode("ascii")
@@ -69,7 +77,7 @@ def rest_of_record(entry: Entry) -> bytes:
 def message_row(seq: int, at_us: int, entry: Entry, opening: Opening) -> tuple[Any, ...]:
     """What a message is, as far as the record that opens it does not say it already."""
     envelope = opening.envelope
-    told = _told(entry.fields)
+    told = _told(fields_of(entry))
     known = (*envelope[1:10], envelope.hops, envelope.commitment, envelope.digest)
     text = orjson.dumps(
         (

@@ -39,13 +39,13 @@ class GiveUp:
     code: str
 
 
-def next_step(retry: Retry, attempts: int, chance: float, *, never: bool = False) -> RetryAfter | GiveUp:
+def next_step(retry: Retry, attempts: int, chance: float, *, never: str | None = None) -> RetryAfter | GiveUp:
     """After `attempts` failed runs since the last replay; `chance` in [0, 1) is the jitter.
 
-    `never` marks an error that is the same each time, such as a payload that the recipient's model does not take.
+    `never` is the code of an error that is the same each time, such as a payload that the recipient's model does not take.
     """
-    if never:
-        return GiveUp("handler_failed")
+    if never is not None:
+        return GiveUp(never)
     if attempts >= retry.attempts:
         return GiveUp("attempts_exhausted")
     return RetryAfter(min(retry.cap_seconds, retry.base_seconds * 2.0 ** min(attempts - 1, 60)) * chance)
