@@ -127,11 +127,14 @@ def look_at_home(home: Path) -> Iterator[Finding]:
     try:
         status = status_at_rest(home)
         yield Finding("home", "ok", f"{home}: {status['records']} records, constitution {status['constitution']}")
-    except BusError as error:
-        yield Finding("home", "wrong", error.message, error.remedy)
+    except (BusError, sqlite3.Error) as error:
+        _, document = faults.describe(error)
+        yield Finding("home", "wrong", document["message"], document["remedy"])
         return
     key = home / "keys" / "log.key"
-    if key.exists() and key.stat().st_mode & 0o077:
+    if not key.exists():
+        yield Finding("keys", "wrong", f"{key} is missing", "restore keys/ from a backup")
+    elif key.stat().st_mode & 0o077:
         yield Finding("keys", "wrong", f"{key} can be read by others", f"chmod 600 {key}")
     yield lock(home)
 

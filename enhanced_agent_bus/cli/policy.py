@@ -248,7 +248,9 @@ def _show_explained(explained: Explained, *, hide: bool) -> None:
     echo("allowed" if explained.allow else "refused (policy_denied)")
     if not hide:
         for reason in explained.decision.get("reasons") or ():
-            echo(safe(f"  {reason.get('rule')}: {reason.get('message', '')} {reason.get('remedy', '')}".rstrip()))
+            echo(safe(f"  {reason.get('rule')}: {reason.get('message', '')}"))
+            if reason.get("remedy"):
+                echo(safe(f"    {reason['remedy']}"))
         for hold in explained.decision.get("hold") or ():
             echo(safe(f"  held by {hold.get('rule')}: {hold.get('approvers')} of {', '.join(hold.get('roles') or ())}"))
 

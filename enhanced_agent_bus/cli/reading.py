@@ -60,8 +60,8 @@ def _one(connection: sqlite3.Connection, query: str, values: Sequence[object] = 
 
 def status_at_rest(home: Path) -> dict[str, Json]:
     """`Status` as the home has it; what was being handled when the process ended counts as queued."""
-    names = json.loads((home / "home.json").read_bytes()) if (home / "home.json").is_file() else {}
     with database(home) as connection:
+        names = _names(home)
         size, _, _, accounting = connection.execute(sql.GET_HEAD).fetchone()
         last = _one(connection, _LAST_OF_KINDS, ("opened", "closed"))
         decision = _one(connection, _LAST_OF_KINDS, ("decision", "decision"))
@@ -80,6 +80,15 @@ def status_at_rest(home: Path) -> dict[str, Json]:
         "home": str(home),
         "running": False,
     }
+
+
+def _names(home: Path) -> dict[str, Json]:
+    try:
+        names = json.loads((home / "home.json").read_bytes())
+    except ValueError:
+        remedy = "restore it from a backup"
+        raise StoreCorrupt(f"{home / 'home.json'} is not what was written there", remedy=remedy) from None
+    return names if isinstance(names, dict) else {}
 
 
 def _agents(connection: sqlite3.Connection) -> list[AgentRow]:
