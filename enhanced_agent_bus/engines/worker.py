@@ -194,6 +194,11 @@ class _Link(asyncio.Protocol):
         )
         self._out.append(question.document)
 
+    @property
+    def connected(self) -> bool:
+        """Whether a transport has the socket, and closes it."""
+        return self._transport is not None
+
     async def call(self, op: Op, body: Mapping[str, Any], timeout_seconds: float) -> dict[str, Any]:
         """Asks for anything but a decision. Raises _Refused, WorkerLostError."""
         if self.gone:
@@ -315,7 +320,11 @@ class _Worker:
         await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self.process.wait))
         if self._stderr_transport is not None:
             self._stderr_transport.close()
-            await asyncio.sleep(0)  # transports close in the next turn of the loop
+        elif self.process.stderr is not None:
+            self.process.stderr.close()
+        if not self.link.connected:
+            self._sock.close()
+        await asyncio.sleep(0)  # transports close in the next turn of the loop
 
     def last_words(self, error: BaseException) -> str:
         """The error, and what the process itself had to say."""

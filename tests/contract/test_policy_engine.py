@@ -264,7 +264,7 @@ def _shell_digest(path: Path) -> str:
 
 
 def _stock_opa(opa: Path, bundle: Path, question: Path) -> str:
-    command = [opa, "eval", "-b", bundle, "-i", question, "--format", "raw", "data.bus.decision.allow"]
+    command = [str(opa), "eval", "-b", str(bundle), "-i", str(question), "--format", "raw", "data.bus.decision.allow"]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
