@@ -17,7 +17,7 @@ from typing import Final, Literal, Protocol
 
 import orjson
 
-from enhanced_agent_bus.admission.answer import ruling
+from enhanced_agent_bus.admission.answer import NAME_CHARS_MAX, TEXT_CHARS_MAX, ruling
 from enhanced_agent_bus.admission.facts import COUNTERS, Added, FactBook, scopes
 from enhanced_agent_bus.admission.reading import Reading
 from enhanced_agent_bus.admission.record import Fields, Record
@@ -173,7 +173,9 @@ class Admission:
         try:
             async with asyncio.timeout(self._gate_seconds_max):
                 answer: object = await gate.check(message)
-        except Exception as error:  # A gate that breaks has not said yes.
+        except BaseException as error:  # A gate that breaks has not said yes, whatever it raised.
+            if _not_its_own(error):
+                raise
             what = "took too long" if isinstance(error, TimeoutError) else f"raised {type(error).__name__}"
             return Refusal(
                 "gate_broken", f"the gate {gate.name} {what}", "mend the gate; the message was not delivered"
@@ -181,7 +183,8 @@ class Admission:
         if isinstance(answer, Pass):
             return answer
         if isinstance(answer, Refusal):
-            return Refusal("gate_refused", reasons=(Reason(gate.name, answer.code, answer.message, answer.remedy),))
+            said = (_capped(answer.code, NAME_CHARS_MAX), _capped(answer.message), _capped(answer.remedy))
+            return Refusal("gate_refused", reasons=(Reason(gate.name, *said),))
         return Refusal("gate_silent", f"the gate {gate.name} answered neither way", "return Pass() or Refusal(...)")
 
     async def _policy_gate(self, case: Case) -> Decided:
@@ -436,6 +439,18 @@ class _Held:
         entry.users -= 1
         if not entry.users:
             del self._locks[self._owner]
+
+
+def _not_its_own(error: BaseException) -> bool:
+    """Whether somebody ends the process or this task, so that a gate's call only passes it on."""
+    task = asyncio.current_task()
+    cancelled = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+    return cancelled or isinstance(error, KeyboardInterrupt | GeneratorExit)
+
+
+def _capped(said: object, chars_max: int = TEXT_CHARS_MAX) -> str:
+    """A gate's words as a record can hold them: not too long, and no lone surrogates."""
+    return str(said)[:chars_max].encode("utf-8", "backslashreplace").decode()
 
 
 def _timed_out(detail: str) -> Ruling | Refusal:

@@ -17,6 +17,7 @@ from enhanced_agent_bus.message import Message
 
 Handler = Callable[[Message], Awaitable[Any]] | Callable[[Message], Any]
 ERROR_TEXT_CHARS_MAX: Final = 2000
+ERROR_NAME_CHARS_MAX: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ async def run(
         return _failed(error)  # the handler raised it itself
     except (KeyboardInterrupt, GeneratorExit):  # not the handler's: somebody ends the process, or this coroutine
         raise
-    except BaseException as error:  # Whatever a handler raises is a failed attempt, SystemExit too, not the bus's end.
+    except BaseException as error:  # noqa: BLE001 - whatever a handler raises is a failed attempt, SystemExit too
         return _failed(error)
     finally:
         alarm.stop()
@@ -143,7 +144,7 @@ async def run(
 
 
 def _called(handler: Handler, message: Message) -> Any:
-    """A StopIteration cannot be set as a future's exception: it would never arrive (PEP 479 does this for coroutines)."""
+    """A StopIteration never arrives through a future; PEP 479 does the same for coroutines."""
     try:
         return handler(message)
     except StopIteration as error:
@@ -151,4 +152,10 @@ def _called(handler: Handler, message: Message) -> Any:
 
 
 def _failed(error: BaseException) -> Failed:
-    return Failed("handler_failed", type(error).__name__, str(error)[:ERROR_TEXT_CHARS_MAX])
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001 - an error that cannot say what it is has its type still
+        text = ""
+    # A file name in an error may hold lone surrogates, which are no text that can be kept.
+    text = text[:ERROR_TEXT_CHARS_MAX].encode("utf-8", "backslashreplace").decode()
+    return Failed("handler_failed", type(error).__name__[:ERROR_NAME_CHARS_MAX], text)
