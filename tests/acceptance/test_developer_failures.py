@@ -115,9 +115,28 @@ async def raise_own_kind(_message: Message) -> None:
     raise OwnKind
 
 
+async def raise_surrogate(_message: Message) -> None:
+    raise FileNotFoundError("a file named \udcff")
+
+
+class Unspeakable(Exception):
+    """Cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+async def raise_unspeakable(_message: Message) -> None:
+    raise Unspeakable
+
+
+async def raise_long_name(_message: Message) -> None:
+    raise type("E" * 100_000, (Exception,), {})
+
+
 @pytest.mark.parametrize(
     "handler",
-    [raise_cancelled, raise_exit, raise_exit_in_thread, raise_stop, raise_group, raise_own_kind],
+    [raise_cancelled, raise_exit, raise_exit_in_thread, raise_stop, raise_group, raise_own_kind, raise_surrogate, raise_unspeakable, raise_long_name],
     ids=lambda handler: handler.__name__,
 )
 async def test_whatever_a_handler_raises_is_a_failed_attempt(tmp_path: Path, handler: Any) -> None:
