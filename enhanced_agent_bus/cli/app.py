@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from enhanced_agent_bus.cli import (
+    audit,
     demo,
     dlq,
     doctor,
@@ -53,6 +54,7 @@ for name, group in (
     ("held", held.app),
     ("queue", queue.app),
     ("dlq", dlq.app),
+    ("audit", audit.app),
 ):
     app.add_typer(group, name=name)
 

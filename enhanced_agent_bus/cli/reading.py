@@ -326,3 +326,90 @@ def _decision(connection: sqlite3.Connection, name: str) -> dict[str, Json]:
     if found and found[-1]["kind"] == "decision":
         return dict(found[-1])
     raise unknown_id(f"there is no decision {name!r}", SHOW_REMEDY)
+
+
+# --- the log -------------------------------------------------------------------------------------------------------
+
+
+def stored_records(home: Path) -> Iterator[bytes]:
+    """Every record as it is stored, in order. Raises: StoreCorrupt."""
+    with database(home) as connection:
+        for (body,) in connection.execute("SELECT body FROM records ORDER BY seq"):
+            yield bytes(body)
+
+
+def newest_records(home: Path, number: int) -> list[dict[str, Json]]:
+    """The last `number` records, oldest first."""
+    with database(home) as connection:
+        found = connection.execute("SELECT body FROM records ORDER BY seq DESC LIMIT ?", (number,)).fetchall()
+    return [json.loads(body) for (body,) in reversed(found)]
+
+
+def records_from(home: Path, seq: int) -> list[dict[str, Json]]:
+    """At most a page of records from this seq on."""
+    with database(home) as connection:
+        found = connection.execute(sql.RECORDS_FROM, (seq, PAGE_ROWS)).fetchall()
+    return [json.loads(body) for _, body in found]
+
+
+def search_records(
+    home: Path, words: Sequence[str], *, since: str | None = None, until: str | None = None, number: int = 100
+) -> list[dict[str, Json]]:
+    """The newest `number` records that every word matches, oldest first. Raises: CliError, for a time that is none."""
+    first, last = (None if text is None else _search_time(text) for text in (since, until))
+    # Every value stands in the record's bytes, so SQLite throws out most of them before they are parsed.
+    parts = [word.partition(":")[2] or word for word in words]
+    needles = [json.dumps(part)[1:-1].encode() for part in parts]
+    condition = " AND ".join(["instr(body, ?)"] * len(needles)) or "1"
+    query = f"SELECT body FROM records WHERE {condition} ORDER BY seq DESC"  # noqa: S608  only question marks
+    found: list[dict[str, Json]] = []
+    with database(home) as connection:
+        for (body,) in connection.execute(query, needles):
+            record: dict[str, Json] = json.loads(body)
+            if (first is not None and record["at"] < first) or (last is not None and record["at"] >= last):
+                continue
+            if all(_matches(record, word) for word in words):
+                found.append(record)
+                if len(found) >= number:
+                    break
+    return found[::-1]
+
+
+def _search_time(text: str) -> str:
+    """As records write it, so that texts can be compared."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise CliError(f"{text!r} is no time", remedy="write it as 2026-11-21T09:00:00Z") from None
+    time = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+    return time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def _matches(record: Mapping[str, Json], word: str) -> bool:
+    name, separator, value = word.partition(":")
+    if separator and name == "rule":
+        return any(reason.get("rule") == value for reason in record.get("reasons") or ())
+    if separator and name in record:
+        return str(record[name]) == value
+    return word in json.dumps(record, ensure_ascii=False)
+
+
+def records_named(home: Path, name: str, *, content: bool) -> list[dict[str, Json]]:
+    """A record by seq, or those of a message or decision; with `content` also what stands apart from each."""
+    with database(home) as connection:
+        if name.isdecimal():
+            found = [json.loads(body) for (body,) in connection.execute(_BY_SEQ, (int(name),))]
+        else:
+            message_id, _, decision = name.partition("#")
+            records = [json.loads(body) for (body,) in connection.execute(_OF_MESSAGE, (message_id,))]
+            found = [record for record in records if not decision or record.get("decision_id") == name]
+        return [_with_content(connection, record) for record in found] if content else found
+
+
+def _with_content(connection: sqlite3.Connection, record: dict[str, Json]) -> dict[str, Json]:
+    kept = _content_at(connection, record["seq"])
+    texts = _one(connection, _TEXTS, (record["seq"],))
+    apart = {name: value for name, value in kept.items() if value is not None}
+    if texts is not None:
+        apart["texts"] = json.loads(texts)
+    return record | {"content": apart} if apart else record
