@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -12,8 +13,6 @@ from enhanced_agent_bus.verdict import Answer, Hold, Reason, Refusal, Remember, 
 REASONS_MAX: Final = 32
 TEXT_CHARS_MAX: Final = 1000
 NAME_CHARS_MAX: Final = 64
-OBLIGATIONS: Final = frozenset({"handler_timeout", "deliver_only_to"})
-
 Text = Annotated[str, Field(max_length=10_000)]
 
 
@@ -48,12 +47,32 @@ class _Remember(_Shape):
         return self
 
 
+class _Obligation(_Shape):
+    model_config = ConfigDict(extra="allow")
+
+    type: Text
+
+
+class _HandlerTimeout(_Shape):
+    type: str
+    seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _DeliverOnlyTo(_Shape):
+    type: str
+    agent: Text
+
+
+#: What this bus can keep, and the form of each.
+OBLIGATIONS: Final[dict[str, type[_Shape]]] = {"handler_timeout": _HandlerTimeout, "deliver_only_to": _DeliverOnlyTo}
+
+
 class _Document(_Shape):
     allow: bool
     reasons: tuple[_Reason, ...] = Field(default=(), strict=False, max_length=10_000)
     hold: tuple[_Hold, ...] = Field(default=(), strict=False, max_length=100)
     remember: tuple[_Remember, ...] = Field(default=(), strict=False, max_length=1000)
-    obligations: tuple[dict[str, Any], ...] = Field(default=(), strict=False, max_length=100)
+    obligations: tuple[_Obligation, ...] = Field(default=(), strict=False, max_length=100)
 
 
 def ruling(answer: Answer) -> Ruling | Refusal:
@@ -65,16 +84,11 @@ def ruling(answer: Answer) -> Ruling | Refusal:
     try:
         document = _Document.model_validate_json(answer.body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        return Refusal("policy_malformed", f"data.bus.decision {where}: {first['msg']}", _REMEDY["policy_malformed"])
-    unknown = [item for item in document.obligations if item.get("type") not in OBLIGATIONS]
-    if document.allow and unknown:
-        return Refusal(
-            "obligation_unknown",
-            f"the policy asks for {str(unknown[0].get('type'))[:60]!r}, which this bus cannot do",
-            f"use one of {', '.join(sorted(OBLIGATIONS))}",
-        )
+        return _malformed("data.bus.decision", error)
+    obligations = tuple(item.model_dump() for item in document.obligations)
+    refusal = _obligations_refused(obligations) if document.allow else None
+    if refusal is not None:
+        return refusal
     return Ruling(
         allow=document.allow,
         reasons=tuple(
@@ -88,8 +102,31 @@ def ruling(answer: Answer) -> Ruling | Refusal:
         ),
         hold=tuple(Hold(item.rule, item.approvers, item.roles, item.expires_in) for item in document.hold),
         remember=tuple(Remember(item.scope, item.key, item.value, item.add) for item in document.remember),
-        obligations=document.obligations,
+        obligations=obligations,
     )
+
+
+def _obligations_refused(obligations: Sequence[Mapping[str, Any]]) -> Refusal | None:
+    """A condition that the bus does not know, or cannot read, is no allow."""
+    for item in obligations:
+        form = OBLIGATIONS.get(item["type"])
+        if form is None:
+            return Refusal(
+                "obligation_unknown",
+                f"the policy asks for {item['type'][:60]!r}, which this bus cannot do",
+                f"use one of {', '.join(sorted(OBLIGATIONS))}",
+            )
+        try:
+            form.model_validate(item)
+        except ValidationError as error:
+            return _malformed(f"data.bus.decision obligations.{item['type']}", error)
+    return None
+
+
+def _malformed(what: str, error: ValidationError) -> Refusal:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return Refusal("policy_malformed", f"{what} {where}: {first['msg']}", _REMEDY["policy_malformed"])
 
 
 def _told(answer: Answer) -> str:
