@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from enhanced_agent_bus.message import Message, Priority
 from enhanced_agent_bus.outcome import Receipt
@@ -14,9 +13,8 @@ if TYPE_CHECKING:
     from enhanced_agent_bus.verdict import Party
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """What a caller wants to send, before anything was checked."""
+class Draft(NamedTuple):
+    """What a caller wants to send, before anything was checked. (One a message: hence a named tuple, see Envelope.)"""
 
     payload: object
     type: object

@@ -6,7 +6,7 @@ Not here: how an answer is found (admission) or written (ledger).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -98,17 +98,18 @@ class Party:
     document: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Addressed:
-    """Routing's ticket: the message has one sender and one recipient, both known."""
+class Addressed(NamedTuple):
+    """Routing's ticket: the message has one sender and one recipient, both known.
+
+    (Tickets are made for each message: hence named tuples, see Envelope.)
+    """
 
     envelope: Envelope
     sender: Party
     recipient: Party
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(NamedTuple):
     """Admission's ticket: an allow on exactly these bytes. The ledger takes this, never a bare message."""
 
     envelope: Envelope
@@ -118,8 +119,7 @@ class Admitted:
     obligations: tuple[Mapping[str, Any], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(NamedTuple):
     """The ledger's ticket: the allow is on disk under `seq`. Delivery takes nothing else."""
 
     admitted: Admitted

@@ -13,7 +13,10 @@ from enhanced_agent_bus.verdict import Answer, Hold, Reason, Refusal, Remember, 
 REASONS_MAX: Final = 32
 TEXT_CHARS_MAX: Final = 1000
 NAME_CHARS_MAX: Final = 64
+HOLD_SECONDS_MAX: Final = 3.2e9  # a hundred years
+INTEGER_MAX: Final = 2**53 - 1  # as for numbers in payloads (RFC 7493)
 Text = Annotated[str, Field(max_length=10_000)]
+Integer = Annotated[int, Field(ge=-INTEGER_MAX, le=INTEGER_MAX)]
 
 
 class _Shape(BaseModel):
@@ -31,14 +34,14 @@ class _Hold(_Shape):
     rule: Text
     approvers: Annotated[int, Field(ge=1, le=100)] = 1
     roles: tuple[Text, ...] = Field(min_length=1, strict=False)
-    expires_in: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3600.0
+    expires_in: Annotated[float, Field(gt=0, le=HOLD_SECONDS_MAX, allow_inf_nan=False)] = 3600.0
 
 
 class _Remember(_Shape):
     scope: Literal["sender", "recipient", "conversation", "tenant"]
     key: Text
-    value: str | int | float | None = None
-    add: int | None = None
+    value: str | Integer | float | None = None
+    add: Integer | None = None
 
     @model_validator(mode="after")
     def _one_of(self) -> _Remember:

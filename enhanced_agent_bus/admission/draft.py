@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel
 
@@ -14,8 +13,7 @@ from enhanced_agent_bus.verdict import Refusal
 _NO_HEADERS: Final[tuple[dict[str, str], bytes]] = ({}, b"{}")
 
 
-@dataclass(frozen=True, slots=True)
-class Shaped:
+class Shaped(NamedTuple):
     """Fields that have passed; the payload as its canonical bytes."""
 
     body: bytes

@@ -19,7 +19,7 @@ from enhanced_agent_bus.verdict import Party, Refusal, Remember
 KEYS_MAX: Final = 256
 VALUES_MAX: Final = 1000
 NAME_CHARS_MAX: Final = 256
-OWNERS_MAX: Final = 50_000  # in memory; the ledger has the rest
+OWNERS_MAX: Final = 10_000  # in memory; the ledger has the rest
 COUNTERS: Final = ""  # the key under which an owner's own counters are kept
 RESERVED: Final = frozenset({"sent", "refused"})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
@@ -17,6 +17,65 @@ if TYPE_CHECKING:
 
 Fields = dict[str, Any] | Callable[[], dict[str, Any]]
 FACTS_SHOWN_MAX: Final = 16  # a scope with more stands apart whole, so that every record has room
+
+
+class Told(NamedTuple):
+    """All that a decision record says, not yet written out. Called, it gives the fields of a plain one."""
+
+    engine: dict[str, str]
+    case: Case
+    active: Active
+    sender_n: int
+    verdict: str
+    code: str | None
+    reasons: tuple[Reason, ...]
+    decision_id: str
+    sight: Sight | None
+    cached_from: str | None
+    eval_us: int
+
+    def __call__(self) -> dict[str, Any]:
+        return self.fields(self.sight.document() if self.sight is not None else None, None)
+
+    def fields(self, shown: Mapping[str, Any] | None, texts: str | None) -> dict[str, Any]:
+        """`shown` is the input without what stands apart, `texts` the commitment to that."""
+        case = self.case
+        envelope = case.addressed.envelope
+        fields: dict[str, Any] = {
+            "message_id": envelope.id,
+            "sender_n": self.sender_n,
+            "digest": envelope.digest or None,
+            "conversation": envelope.conversation or None,
+            "cause": envelope.cause,
+            "sender": envelope.sender,
+            "tenant": envelope.tenant,
+            "recipient": envelope.recipient or None,
+            "recipient_tenant": envelope.recipient_tenant or None,
+            "topic": envelope.topic,
+            "type": envelope.type or None,
+            "priority": envelope.priority,
+            "hops": envelope.hops,
+            "attempt": case.attempt,
+            "created_us": envelope.created_us,
+            "expires_us": envelope.expires_us,
+            "verdict": self.verdict,
+            "code": self.code,
+            "reasons": [{"rule": reason.rule, "code": reason.code} for reason in self.reasons],
+            "decision_id": self.decision_id,
+            "constitution": self.active.digest,
+            "revision": self.active.revision,
+            "engine": self.engine,
+            "cached_from": self.cached_from,
+            "why": case.why,
+            "previous": case.previous,
+            "input": shown,
+            "payload": envelope.commitment or None,
+            "headers": envelope.headers_commitment,
+            "eval_us": self.eval_us,
+        }
+        if texts is not None:
+            fields["texts"] = texts
+        return fields
 
 
 class Record:
@@ -51,57 +110,20 @@ class Record:
 
         Fields of a plain decision are made when they are asked for.
         """
-        envelope = case.addressed.envelope
-
-        def fields(shown: Mapping[str, Any] | None, texts: str | None) -> dict[str, Any]:
-            made: dict[str, Any] = {
-                "message_id": envelope.id,
-                "sender_n": sender_n,
-                "digest": envelope.digest or None,
-                "conversation": envelope.conversation or None,
-                "cause": envelope.cause,
-                "sender": envelope.sender,
-                "tenant": envelope.tenant,
-                "recipient": envelope.recipient or None,
-                "recipient_tenant": envelope.recipient_tenant or None,
-                "topic": envelope.topic,
-                "type": envelope.type or None,
-                "priority": envelope.priority,
-                "hops": envelope.hops,
-                "attempt": attempt,
-                "created_us": envelope.created_us,
-                "expires_us": envelope.expires_us,
-                "verdict": verdict,
-                "code": code,
-                "reasons": [{"rule": reason.rule, "code": reason.code} for reason in reasons],
-                "decision_id": decision_id,
-                "constitution": active.digest,
-                "revision": active.revision,
-                "engine": self._engine,
-                "cached_from": cached_from,
-                "why": why,
-                "previous": previous,
-                "input": shown,
-                "payload": envelope.commitment or None,
-                "headers": envelope.headers_commitment,
-                "eval_us": eval_us,
-            }
-            if texts is not None:
-                made["texts"] = texts
-            return made
-
-        attempt, why, previous = case.attempt, case.why, case.previous
-        if not reasons and sight is not None and sight.plain and not envelope.headers:
-            return lambda: fields(sight.document(), None), None
+        told = Told(
+            self._engine, case, active, sender_n, verdict, code, reasons, decision_id, sight, cached_from, eval_us
+        )
+        if not reasons and sight is not None and sight.plain and not case.addressed.envelope.headers:
+            return told, None
         apart: dict[str, Any] = {}
         shown = self._shown(sight.document(), apart) if sight is not None else None
         if any(reason.message or reason.remedy for reason in reasons):
             apart["reasons"] = [[reason.message, reason.remedy] for reason in reasons]
         if not apart:
-            return fields(shown, None), None
+            return told.fields(shown, None), None
         texts = orjson.dumps(apart, option=orjson.OPT_SORT_KEYS)
         salt = self._randomness.take(SALT_BYTES)
-        return fields(shown, commitment(salt, texts)), (salt, texts)
+        return told.fields(shown, commitment(salt, texts)), (salt, texts)
 
     def _shown(self, document: Mapping[str, Any], apart: dict[str, Any]) -> dict[str, Any]:
         """The input without headers and remembered strings, which go into `apart`."""

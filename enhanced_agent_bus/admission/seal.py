@@ -40,10 +40,10 @@ class Randomness:
 
     def uuid7(self, now_us: int) -> str:
         """A UUIDv7 (RFC 9562 §5.7) of this instant."""
-        value = (now_us // 1000) << 80 | int.from_bytes(self.take(10), "big")
-        value = value & ~(0xF << 76) & ~(0x3 << 62) | 7 << 76 | 2 << 62
-        text = f"{value:032x}"
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        time_ms = f"{now_us // 1000:012x}"
+        chance = self.take(10).hex()
+        variant = "89ab"[int(chance[3], 16) & 3]
+        return f"{time_ms[:8]}-{time_ms[8:]}-7{chance[:3]}-{variant}{chance[4:7]}-{chance[7:19]}"
 
 
 def instant(us: int) -> str:

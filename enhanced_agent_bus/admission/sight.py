@@ -52,7 +52,7 @@ class Sight:
         tenant = book.owner("tenant", envelope.tenant)
         #: Nothing but the bus's own counters has been remembered about anyone here.
         self.plain = not (sender.facts or recipient.facts or conversation.facts or tenant.facts)
-        own = 1 if case.counted else 0  # it counts once, in `sent` too
+        own = int(case.counted)  # it counts once, in `sent` too
         self._numbers = (sender.sent - own, sender.refused, conversation.sent - own, conversation.refused)
         if not self.plain:
             self._facts = self._remembered(book)

@@ -16,9 +16,13 @@ from enhanced_agent_bus.outcome import END_STATES, WAITING_STATES
 from enhanced_agent_bus.ports import AgentRow, Clock, Entry, FactChange, Move, Opening, StoredMessage
 
 #: The oldest record goes when there are more.
-RECORDS_MAX: Final = 10_000
-#: The message that ended first is forgotten when there are more; dead letters are counted apart, the same way.
-ENDED_MAX: Final = 10_000
+RECORDS_MAX: Final = 1_000
+#: The message that ended first is forgotten when there are more; dead letters, and those whose id the sender gave (so
+#: that it is known when it comes again), are counted apart, the same way. Small, so that it stays in the CPU's cache.
+ENDED_MAX: Final = 1_000
+KEPT_MAX: Final = 10_000
+#: Conversations of which nothing is known but how often something was sent.
+CONVERSATIONS_MAX: Final = 10_000
 _GONE: Final = frozenset(END_STATES) - {"dead_lettered"}
 _REMEDY: Final = "nothing was delivered; send again with the same id"
 
@@ -43,6 +47,8 @@ class MemoryLedger:
         self._messages: dict[int, tuple[Opening, int]] = {}  # and when it was opened, in seq order
         self._moves: dict[int, Move] = {}  # the newest one of a message
         self._ended: deque[int] = deque()
+        self._ended_given: deque[int] = deque()
+        self._conversations: deque[str] = deque()  # in the order in which they were first heard of
         self._dead: dict[int, None] = {}  # an ordered set
         self._facts: dict[tuple[str, str], dict[str, bytes]] = {}
         self._agents: dict[str, AgentRow] = {}
@@ -101,12 +107,14 @@ class MemoryLedger:
             self._dead.pop(row, None)
         if state == "dead_lettered":
             self._dead[row] = None
-            if len(self._dead) > ENDED_MAX:
+            if len(self._dead) > KEPT_MAX:
                 self._forget(next(iter(self._dead)))
         elif state in _GONE:
-            self._ended.append(row)
-            if len(self._ended) > ENDED_MAX:
-                self._forget(self._ended.popleft())
+            given = "/" in self._messages[row][0].envelope.id
+            ended = self._ended_given if given else self._ended
+            ended.append(row)
+            if len(ended) > (KEPT_MAX if given else ENDED_MAX):
+                self._forget(ended.popleft())
 
     def _forget(self, row: int) -> None:
         self._dead.pop(row, None)
@@ -118,12 +126,25 @@ class MemoryLedger:
         facts = self._facts.get((scope, owner))
         if facts is None:
             facts = self._facts[scope, owner] = {}
+            if scope == "conversation":
+                self._heard_of(owner)
         if value is None:
             facts.pop(key, None)
             if not facts:
                 del self._facts[scope, owner]
         else:
             facts[key] = value
+
+    def _heard_of(self, conversation: str) -> None:
+        """Forgets the oldest conversation about which nothing was remembered; others stay."""
+        self._conversations.append(conversation)
+        if len(self._conversations) > CONVERSATIONS_MAX:
+            oldest = self._conversations.popleft()
+            facts = self._facts.get(("conversation", oldest), {})
+            if set(facts) <= {""}:
+                self._facts.pop(("conversation", oldest), None)
+            else:
+                self._conversations.append(oldest)
 
     def size(self) -> int:
         return self._size
