@@ -1,0 +1,499 @@
+"""Checks a log with nothing but Python's standard library: `python -I verify.py FILE --key KEY [--checkpoint FILE]`.
+
+FILE is an export (one record a line) or a home. Three verdicts: integrity (bytes, tree, signatures), completeness
+(contiguous, every decision ended or open, no outcome without its decision, no gap in a sender's count), time (order).
+Followed: RFC 6962, RFC 8032, C2SP tlog-checkpoint and signed-note. This file is meant to be read, and to be copied.
+Not here: anything that trusts the software that wrote the log.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from hashlib import sha256, sha512
+from pathlib import Path
+
+CLOCK_STEP_SECONDS = 5.0
+ENDS = {"delivered", "refused", "expired", "dead_lettered", "discarded"}
+
+
+@dataclass
+class Bad:
+    """The first thing found wrong, at one record or, where only that is provable, somewhere in a range."""
+
+    seq: int
+    seq_to: int
+    kind: str | None
+    damage: str  # altered, missing, duplicated, out_of_order, inserted, truncated, replaced
+    why: str
+
+
+@dataclass
+class Report:
+    """The verdicts are `ok` or `bad`."""
+
+    integrity: str = "ok"
+    completeness: str = "ok"
+    time: str = "ok"
+    size: int = 0
+    root: str = ""
+    checkpoint_size: int | None = None  # of the outside checkpoint, or else of the newest one that is inside
+    unanchored: int = 0  # how many records at the end no outside checkpoint vouches for
+    cannot_exclude: list[str] = field(default_factory=list)
+    erased: int = 0
+    open: int = 0  # decisions whose message has not ended
+    clock_steps: list[dict[str, float]] = field(default_factory=list)  # where wall and steady clock went apart
+    first_bad: Bad | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.first_bad is None and "bad" not in (self.integrity, self.completeness, self.time)
+
+    def blame(self, verdict: str, bad: Bad) -> None:
+        """The first one counts; a range gives way to a place inside it."""
+        setattr(self, verdict, "bad")
+        if self.first_bad is None or bad.seq_to < self.first_bad.seq:
+            self.first_bad = bad
+
+
+_P = 2**255 - 19
+_L = 2**252 + 27742317777372353535851937790883648493
+_D = -121665 * pow(121666, _P - 2, _P) % _P
+_SQRT_M1 = pow(2, (_P - 1) // 4, _P)
+_Point = tuple[int, int, int, int]
+
+
+def _add(a: _Point, b: _Point) -> _Point:
+    """RFC 8032 §5.1.4, extended homogeneous coordinates."""
+    e, f = (a[1] - a[0]) * (b[1] - b[0]) % _P, (a[1] + a[0]) * (b[1] + b[0]) % _P
+    g, h = 2 * a[3] * b[3] * _D % _P, 2 * a[2] * b[2] % _P
+    return ((f - e) * (h - g) % _P, (h + g) * (f + e) % _P, (h - g) * (h + g) % _P, (f - e) * (f + e) % _P)
+
+
+def _multiply(scalar: int, point: _Point) -> _Point:
+    result: _Point = (0, 1, 1, 0)
+    while scalar:
+        if scalar & 1:
+            result = _add(result, point)
+        point, scalar = _add(point, point), scalar >> 1
+    return result
+
+
+def _decompress(data: bytes) -> _Point:
+    """RFC 8032 §5.1.3. Raises: ValueError, when the bytes are no point."""
+    number = int.from_bytes(data, "little")
+    sign, y = number >> 255, number & ((1 << 255) - 1)
+    square = (y * y - 1) * pow(_D * y * y + 1, _P - 2, _P) % _P
+    x = pow(square, (_P + 3) // 8, _P)
+    if (x * x - square) % _P:
+        x = x * _SQRT_M1 % _P
+    if y >= _P or (x * x - square) % _P or (not x and sign):
+        raise ValueError("not a point of the curve")
+    if x & 1 != sign:
+        x = _P - x
+    return (x, y, 1, x * y % _P)
+
+
+_BASE = _decompress((4 * pow(5, _P - 2, _P) % _P).to_bytes(32, "little"))
+
+
+def ed25519_verify(public: bytes, message: bytes, signature: bytes) -> bool:
+    """RFC 8032 §5.1.7. Raises: ValueError, when key or signature hold no point."""
+    if len(public) != 32 or len(signature) != 64:  # noqa: PLR2004 - the lengths that the RFC fixes
+        return False
+    key, commitment, scalar = _decompress(public), _decompress(signature[:32]), int.from_bytes(signature[32:], "little")
+    if scalar >= _L:
+        return False
+    challenge = int.from_bytes(sha512(signature[:32] + public + message).digest(), "little") % _L
+    left, right = _multiply(scalar, _BASE), _add(commitment, _multiply(challenge, key))
+    return not ((left[0] * right[2] - right[0] * left[2]) % _P or (left[1] * right[2] - right[1] * left[2]) % _P)
+
+
+@dataclass(frozen=True)
+class Key:
+    """The public key of a log and its name, `<bus>/<node>`; the name is empty when a PEM did not tell it."""
+
+    name: str
+    public: bytes
+
+    def opens(self, note: str) -> bool:
+        """Whether this key signed the note, as the log of its name."""
+        text, _, signatures = note.partition("\n\n")
+        text += "\n"
+        name = self.name or text.partition("\n")[0]
+        key_id = sha256(name.encode() + b"\n\x01" + self.public).digest()[:4]
+        with suppress(ValueError):
+            for line in signatures.splitlines():
+                dash, by, blob = line.split(" ")
+                signature = base64.b64decode(blob, validate=True)
+                if (dash, by, signature[:4]) == ("\N{EM DASH}", name, key_id) and text.startswith(f"{name}\n"):
+                    return ed25519_verify(self.public, text.encode(), signature[4:])
+        return False
+
+
+def read_key(text: str) -> Key:
+    """A C2SP vkey (`name+id+key`) or a PEM with an Ed25519 public key. Raises: ValueError."""
+    text = text.strip()
+    if text.startswith("-----BEGIN PUBLIC KEY-----"):
+        raw = base64.b64decode("".join(text.splitlines()[1:-1]), validate=True)
+        if not raw.startswith(bytes.fromhex("302a300506032b6570032100")) or len(raw) != 44:  # noqa: PLR2004 - RFC 8410
+            raise ValueError("the PEM is no Ed25519 public key")
+        return Key("", raw[-32:])
+    name, key_id, encoded = text.split("+", 2)
+    raw = base64.b64decode(encoded, validate=True)
+    if raw[:1] != b"\x01" or sha256(name.encode() + b"\n" + raw).hexdigest()[:8] != key_id:
+        raise ValueError("the key is neither a vkey for Ed25519 nor a PEM with a public key")
+    return Key(name, raw[1:])
+
+
+@dataclass(frozen=True)
+class Note:
+    """The three lines that a checkpoint signs, and the whole note."""
+
+    size: int
+    root: bytes
+    text: str
+
+
+def read_note(text: str) -> Note:
+    """Raises: ValueError."""
+    lines = text.split("\n")
+    if len(lines) < 5 or not lines[1].isdecimal():  # noqa: PLR2004 - origin, size, root, empty, signature
+        raise ValueError("no checkpoint: origin, size and root are expected on three lines")
+    return Note(int(lines[1]), base64.b64decode(lines[2], validate=True), text)
+
+
+@dataclass
+class Source:
+    """A log that can be read more than once, and what its home says beside it."""
+
+    records: Callable[[], Iterator[tuple[int, bytes]]]  # the number of its row or line, and the stored bytes
+    state: Callable[[str], str | None] = lambda _message_id: None
+    note: Note | None = None
+    head: tuple[int, bytes] | None = None  # size and frontier that the writer kept, unsigned
+
+
+@contextmanager
+def open_database(home: Path) -> Iterator[sqlite3.Connection]:
+    """A home's database for reading only; no file is left in the home that was not there."""
+    wal, shm = (home / "bus.db-wal").exists(), (home / "bus.db-shm").exists()
+    still = "" if wal else "&immutable=1"  # closed cleanly: nobody writes
+    uri = f"{(home / 'bus.db').absolute().as_uri()}?mode=ro{still}"
+    database = sqlite3.connect(uri, uri=True, isolation_level=None)
+    try:
+        yield database
+    finally:
+        database.close()
+        if wal and not shm:
+            (home / "bus.db-shm").unlink(missing_ok=True)
+
+
+def _home_source(home: Path, database: sqlite3.Connection) -> Source:
+    head = database.execute("SELECT size, frontier, (SELECT max(seq) FROM records) FROM head").fetchone()
+    size, frontier, last = head or (0, b"", None)
+
+    def rows() -> Iterator[tuple[int, bytes]]:
+        # A page at a time, so that a running bus is not held up; what it adds meanwhile is left for next time.
+        query, seq = "SELECT seq, body FROM records WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT 1000", -1
+        while page := database.execute(query, (seq, last)).fetchall():
+            yield from page
+            seq = page[-1][0]
+
+    def state(message_id: str) -> str | None:
+        row = database.execute("SELECT state FROM messages WHERE id = ?", (message_id,)).fetchone()
+        return None if row is None else str(row[0])
+
+    return Source(rows, state, read_note((home / "checkpoint").read_text()), (size, frontier))
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        yield from (line.removesuffix(b"\n") for line in file)
+
+
+def grow(frontier: list[bytes], size: int, leaf: bytes) -> None:
+    """Appends a leaf to a tree of `size` leaves: the roots of its full subtrees, the largest first (RFC 6962 §2.1)."""
+    while size & 1:
+        leaf = sha256(b"\1" + frontier.pop() + leaf).digest()
+        size >>= 1
+    frontier.append(leaf)
+
+
+def root_of(frontier: list[bytes]) -> bytes:
+    """The root of the tree with these full subtrees."""
+    root = b""
+    for subtree in reversed(frontier):
+        root = sha256(b"\1" + subtree + root).digest() if root else subtree
+    return root or sha256(b"").digest()
+
+
+class Scan:
+    """One pass over a log: every check that needs no second look."""
+
+    def __init__(self, source: Source, key: Key, outside: Note | None) -> None:
+        self.report = Report()
+        self.frontier: list[bytes] = []
+        self.seen: list[Note] = []  # checkpoints inside, with the right root; signatures are checked when they matter
+        self.outside_root: bytes | None = None  # of the log at the size of the outside checkpoint
+        self._source, self._key = source, key
+        self._outside_size = -1 if outside is None else outside.size
+        self._open: dict[bytes, int] = {}  # message id to the seq of its newest decision without an outcome
+        self._allowed, self._not_allowed = set[bytes](), set[bytes]()
+        self._counts: dict[bytes, int] = {}  # how far each sender has counted
+        self._steady: dict[str, tuple[float, float]] = {}  # boot to seconds of its steady clock and of the wall's
+        self._kinds: dict[bytes, Callable[[int, bytes, int], bool]] = {b"decision": self._decision}
+        self._kinds |= {b"outcome": self._outcome, b"checkpoint": self._checkpoint}
+        self._kinds |= {b"opened": self._clock, b"closed": self._clock}
+
+    def run(self) -> None:
+        """Reads until the end, or until something is found after which the rest cannot be placed."""
+        bus, _, node = self._key.name.encode().partition(b"/")
+        names = b'","bus":"%b","node":"%b"' % (bus, node) if node else b'","bus":"'
+        frontier, kinds, outside = self.frontier, self._kinds, self._outside_size
+        expected, before, bad = 0, b"", None
+        for row, body in self._source.records():
+            if expected == outside:
+                self.outside_root = root_of(frontier)
+            front = b'{"v":1,"seq":%d,"kind":"' % expected
+            end = body.find(b'"', len(front))
+            start = end + 35  # behind `","at":"` and the time
+            if row != expected or not body.startswith(front) or not body.startswith(names, start):
+                bad = self._misplaced(expected, row, body)
+                break
+            kind, at = body[len(front) : end], body[end + 8 : start]
+            if at < before:
+                self._blame("time", expected, kind, "inserted", f"at {at.decode()}: before the record before it")
+            before = at
+            check = kinds.get(kind)
+            if check is not None and not self._checked(check, expected, body, start):
+                break
+            self.report.erased += kind == b"erasure"
+            grow(frontier, expected, sha256(b"\0" + body).digest())
+            expected += 1
+        if expected == outside:
+            self.outside_root = root_of(frontier)
+        self.report.size = expected
+        if bad is not None:
+            for verdict in ("integrity", "completeness") if bad.damage == "missing" else ("integrity",):
+                self.report.blame(verdict, bad)
+
+    def end(self) -> None:
+        """Every decision has ended, or its message still waits."""
+        for message_id, seq in self._open.items():
+            state = self._source.state(message_id.decode())
+            self.report.open += state not in ENDS
+            if state in ENDS and self.report.integrity == "ok":  # otherwise what it lacks may be what is damaged
+                why = f"message {message_id.decode()} has ended as {state}, and no outcome says so"
+                self._blame("completeness", seq, b"decision", "missing", why)
+
+    def _blame(self, verdict: str, seq: int, kind: bytes, damage: str, why: str) -> bool:
+        self.report.blame(verdict, Bad(seq, seq, kind.decode(), damage, why))
+        return False
+
+    def _checked(self, check: Callable[[int, bytes, int], bool], seq: int, body: bytes, start: int) -> bool:
+        """False, as from each check, when the rest of the log cannot be judged after this record."""
+        try:
+            return check(seq, body, start)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return self._blame("integrity", seq, b"", "altered", "the record cannot be read")
+
+    def _decision(self, seq: int, body: bytes, start: int) -> bool:
+        brace = body.find(b"{", start)  # before it every key belongs to the record itself
+        a = body.find(b'"sender_n":', start, brace)
+        b = body.find(b'"sender":"', a, brace)
+        c = body.find(b'"verdict":"', b, brace)
+        d = body.find(b'"decision_id":"', c, brace)
+        if a < 0 or b < 0 or c < 0 or d < 0:
+            record = json.loads(body)
+            sender, verdict, decision_id = (str(record.get(k)).encode() for k in ("sender", "verdict", "decision_id"))
+            number = record.get("sender_n") or 0
+        else:
+            sender, number = body[b + 10 : body.find(b'"', b + 10)], int(body[a + 11 : body.find(b",", a)])
+            verdict = body[c + 11 : body.find(b'"', c + 11)]
+            decision_id = body[d + 15 : body.find(b'"', d + 15)]
+        (self._allowed if verdict == b"allow" else self._not_allowed).add(decision_id)
+        if verdict != b"refuse":
+            self._open[decision_id.rpartition(b"#")[0]] = seq
+        last = self._counts.get(sender, -1)
+        if number > last:
+            self._counts[sender] = number
+        if number > last + 1:
+            why = f"{sender.decode()} counted from {last} to {number}"
+            self._blame("completeness", seq, b"decision", "missing", why)
+        return True
+
+    def _outcome(self, seq: int, body: bytes, start: int) -> bool:
+        brace = body.find(b"{", start)
+        a = body.find(b'"decision_id":"', start, brace)
+        b = body.find(b'"state":"', start, brace)
+        if a < 0 or b < 0:
+            record = json.loads(body)
+            decision_id, state = (str(record.get(k)).encode() for k in ("decision_id", "state"))
+        else:
+            decision_id, state = body[a + 15 : body.find(b'"', a + 15)], body[b + 9 : body.find(b'"', b + 9)]
+        self._open.pop(decision_id.rpartition(b"#")[0], None)
+        if decision_id not in self._allowed and (state == b"delivered" or decision_id not in self._not_allowed):
+            why = f"{state.decode()}, and no decision {decision_id.decode()} that allows it: a bypass"
+            self._blame("completeness", seq, b"outcome", "missing", why)
+        return True
+
+    def _checkpoint(self, seq: int, body: bytes, start: int) -> bool:
+        record = json.loads(body)
+        note = read_note(record["note"])
+        if (record["size"], record["root"]) != (note.size, note.root.hex()) or note.size != seq:
+            return self._blame("integrity", seq, b"checkpoint", "altered", "it contradicts its own note")
+        if note.root == root_of(self.frontier):
+            self.seen.append(note)
+            return self._clock(seq, body, start)
+        if not self._key.opens(note.text):
+            damage = "altered" if self.seen else "replaced"
+            return self._blame("integrity", seq, b"checkpoint", damage, "it was not signed by this log's key")
+        good = [seen.size for seen in self.seen if self._key.opens(seen.text)]
+        why = f"the checkpoint at size {seq} vouches for other records"
+        self.report.blame("integrity", Bad(good[-1] if good else 0, seq - 1, None, "altered", why))
+        return False
+
+    def _clock(self, seq: int, body: bytes, _start: int) -> bool:
+        record = json.loads(body)
+        boot, wall = record.get("boot"), datetime.fromisoformat(record["at"]).timestamp()
+        if boot:
+            steady = record["mono_us"] / 1e6
+            steady_before, wall_before = self._steady.get(boot, (steady, wall))
+            self._steady[boot] = (steady, wall)
+            if steady < steady_before:
+                self._blame("time", seq, record["kind"].encode(), "out_of_order", "the steady clock went back")
+            step = (wall - wall_before) - (steady - steady_before)
+            if abs(step) > CLOCK_STEP_SECONDS:
+                self.report.clock_steps.append({"seq": seq, "seconds": round(step, 3)})
+        return True
+
+    def _misplaced(self, expected: int, row: int, body: bytes) -> Bad:
+        """A second look at a record that is not the one that belongs here."""
+        try:
+            record = json.loads(body)
+            number, kind, name = record["seq"], record["kind"], f"{record['bus']}/{record['node']}"
+        except (ValueError, KeyError, TypeError):
+            return Bad(expected, expected, None, "altered", "this is no record")
+        if self._key.name not in ("", name):
+            damage = "inserted" if expected else "replaced"
+            return Bad(expected, expected, kind, damage, f"the record belongs to another log, {name}")
+        if not isinstance(number, int) or (number == expected and row <= expected):
+            return Bad(expected, expected, kind, "altered", "the record does not begin as records do")
+        if number < expected:
+            earlier = next((old for at, old in self._source.records() if at < row and old == body), None)
+            damage = "inserted" if earlier is None else "duplicated"
+            return Bad(number, number, kind, damage, f"a second record {number} stands at {row}")
+        mark = b'{"v":1,"seq":%d,' % expected
+        if any(at > row and later.startswith(mark) for at, later in self._source.records()):
+            return Bad(expected, number, kind, "out_of_order", f"record {number} stands before record {expected}")
+        last = max(number, row) - 1
+        return Bad(expected, last, None, "missing", f"record {last + 1} follows record {expected - 1}")
+
+
+def verify(path: Path, key: Key, outside: Note | None = None) -> Report:
+    """Checks an export or a home, with an outside checkpoint where there is one.
+
+    Raises: OSError; ValueError, for an outside checkpoint that this key did not sign.
+    """
+    if outside is not None and not key.opens(outside.text):
+        raise ValueError(f"the outside checkpoint was not signed by the key of {key.name or 'this log'}")
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing")
+    report, seen = Report(), list[Note]()
+    try:
+        with open_database(path) if path.is_dir() else nullcontext() as database:
+            source = _home_source(path, database) if database else Source(lambda: enumerate(_lines(path)))
+            scan = Scan(source, key, outside)
+            report, seen = scan.report, scan.seen
+            scan.run()
+            _judge(scan, source, key, outside)
+            scan.end()
+    except (sqlite3.DatabaseError, OSError, ValueError) as error:
+        first = seen[-1].size if seen else 0
+        report.blame("integrity", Bad(first, max(first, report.size), None, "altered", f"it cannot be read: {error}"))
+    return report
+
+
+def _judge(scan: Scan, source: Source, key: Key, outside: Note | None) -> None:
+    report, seen, size = scan.report, scan.seen, scan.report.size
+    report.checkpoint_size = next((note.size for note in (outside, *seen[-1:]) if note), None)
+    # The record that carries the outside checkpoint is known through it.
+    vouched = outside.size + any(one.text == outside.text for one in seen) if outside else 0
+    report.unanchored = max(0, size - vouched)
+    unsigned = size > max([vouched, *(one.size + 1 for one in seen)])
+    possible = {"altered": unsigned or (outside and report.unanchored), "replaced": not outside}
+    report.cannot_exclude = [damage for damage in ("altered", "replaced") if possible[damage]]
+    report.cannot_exclude += ["truncated"] if report.unanchored else []
+    if report.integrity == "bad":
+        return
+    report.root = root_of(scan.frontier).hex()
+    bad = _unsigned(seen, size, key) or _unlike_notes(scan, source, key, outside)
+    if bad is not None:
+        report.blame("integrity", bad)
+
+
+def _unsigned(seen: list[Note], size: int, key: Key) -> Bad | None:
+    """The newest signature vouches for everything before it; only where it is wrong the others are looked at."""
+    if seen and key.opens(seen[-1].text):
+        return None
+    good = [one.size for one in seen if key.opens(one.text)]
+    if good:
+        bad = next(one.size for one in seen if one.size > good[-1])
+        return Bad(good[-1], bad, None, "altered", "a checkpoint that this log's key did not sign")
+    if not size:
+        return Bad(0, 0, None, "missing", "the log is empty")
+    return Bad(0, size - 1, None, "replaced", "no checkpoint in it was signed by this log's key")
+
+
+def _unlike_notes(scan: Scan, source: Source, key: Key, outside: Note | None) -> Bad | None:
+    """Against the checkpoint that came from outside, and the one that the home keeps beside its database."""
+    size, signed = scan.report.size, scan.seen[-1].size
+    own = source.note if source.note and key.opens(source.note.text) else None
+    for note in (own, outside):
+        if note and note.size > size:
+            why = f"a checkpoint vouches for {note.size} records, {size} are left"
+            return Bad(size, note.size - 1, None, "truncated", why)
+    if outside and scan.outside_root != outside.root:
+        # Signed checkpoints inside that go as far make this another log, not a changed one.
+        first, damage = (0, "replaced") if signed >= outside.size else (signed, "altered")
+        return Bad(first, outside.size - 1, None, damage, "not the log that the outside checkpoint vouches for")
+    if source.note and all(one.text != source.note.text for one in scan.seen):
+        return Bad(0, size - 1, None, "replaced", "the home's checkpoint is not one of this log's")
+    # What the writer keeps in the database: no proof against whoever can write there, and good against accidents.
+    frontier = b"".join(scan.frontier)
+    known, known_frontier = source.head or (size, frontier)
+    if known_frontier == frontier:
+        return None
+    damage = "altered" if known == size else "inserted" if known < size else "truncated"
+    first = signed if known == size else min(known, size)
+    return Bad(first, max(known, size) - 1, None, damage, f"the writer wrote {known} records, and others")
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 nothing wrong found, 1 something found, 2 wrong usage."""
+    parser = argparse.ArgumentParser(description="Checks a log of the bus with nothing but Python.")
+    parser.add_argument("log", type=Path, help="an export (JSON lines) or a home")
+    parser.add_argument("--key", type=Path, help="a file with the log's vkey or a PEM (default for a home: its own)")
+    parser.add_argument("--checkpoint", type=Path, help="a signed checkpoint that was kept elsewhere")
+    parser.add_argument("--require-anchor", action="store_true", help="fail where no outside checkpoint vouches")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    given = parser.parse_args(arguments)
+    try:
+        key = read_key((given.key or given.log / "keys" / "log.vkey").read_text())
+        report = verify(given.log, key, read_note(given.checkpoint.read_text()) if given.checkpoint else None)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    lines = [json.dumps(asdict(report))] if given.json else [f"{name:16}{v}" for name, v in asdict(report).items()]
+    sys.stdout.write("\n".join([*lines, ""]))
+    return 0 if report.ok and not (given.require_anchor and report.unanchored) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
