@@ -1,0 +1,67 @@
+"""The rows of `eab bench`, in their order, and the run of some or all of them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from enhanced_agent_bus.bench import decisions, growth, logs, peers, sends, workload
+from enhanced_agent_bus.bench.figures import Figure, machine
+from enhanced_agent_bus.bench.house import QUICK, Scale
+from enhanced_agent_bus.bench.stations import stations
+from enhanced_agent_bus.engines.worker import WorkerEngine
+
+Row = Callable[[Path, Scale], Awaitable[list[Figure]]]
+
+ROWS: Final[dict[str, Row]] = {
+    "send": sends.send,
+    "request": sends.request,
+    "durable": sends.durable,
+    "durable_request": sends.durable_request,
+    "decision": decisions.decision,
+    "cache": decisions.cache,
+    "start": decisions.start,
+    "log": logs.log,
+    "peers": peers.peers,
+    "memory": growth.memory,
+    "growth": growth.growth,
+}
+WORKLOAD: Final = (
+    f"messages of about 1 KB between {workload.AGENTS:,} agents of {workload.TENANTS} tenants, {QUICK.distinct:,} "
+    "different ones that the policy admits; one rule of 80 lines; log on, decisions cached unless said"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What was measured, and on which machine."""
+
+    machine: dict[str, Any]
+    figures: list[Figure]
+
+
+async def run(names: Iterable[str], scale: Scale, *, place: Path | None, told: Callable[[str], None]) -> Ran:
+    """Runs these rows; `told` hears the name of each before it starts. Homes are made in `place`."""
+    return await _run({name: ROWS[name] for name in names}, scale, place, told)
+
+
+async def run_stations(scale: Scale, *, place: Path | None, told: Callable[[str], None]) -> Ran:
+    """Measures the stations instead."""
+    return await _run({"stations": stations}, scale, place, told)
+
+
+async def _run(rows: dict[str, Row], scale: Scale, place: Path | None, told: Callable[[str], None]) -> Ran:
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory(prefix="eab-bench-", dir=place) as name:
+        folder = Path(name)
+        workload.write_constitution(folder / "constitution")
+        engine = await WorkerEngine.start(workers=1)
+        label = engine.label["opa"]
+        await engine.close()
+        for row, measure in rows.items():
+            told(row)
+            figures += await measure(folder, scale)
+    return Ran(machine(label), figures)
