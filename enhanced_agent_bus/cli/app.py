@@ -15,6 +15,7 @@ import typer
 
 from enhanced_agent_bus.cli import (
     audit,
+    bench,
     demo,
     dlq,
     doctor,
@@ -46,7 +47,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (demo, init, run, send, state, doctor):
+for module in (demo, init, run, send, state, doctor, bench):
     module.add_to(app)
 for name, group in (
     ("policy", policy.app),
