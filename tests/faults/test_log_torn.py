@@ -1,0 +1,99 @@
+"""Files cut short and bits flipped: what opens is what was written, from the start on; the rest is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from enhanced_agent_bus.audit.verify import read_key, verify
+from enhanced_agent_bus.errors import StoreCorrupt
+from tests.entries import decision, move, open_ledger, put_all
+
+RUNS = 60
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home as it lies there when its process was killed: part of the log in bus.db, part in the -wal file."""
+    return asyncio.run(make_killed(tmp_path_factory.mktemp("killed")))
+
+
+async def make_killed(folder: Path) -> Path:
+    """Copies a home under a running ledger."""
+    ledger = await open_ledger(folder / "live", checkpoint_records=15)
+    rows = await put_all(ledger, [decision(n) for n in range(20)])
+    await put_all(ledger, [move(n, row) for n, row in enumerate(rows)])
+    await ledger.close()
+    ledger = await open_ledger(folder / "live", checkpoint_records=15)
+    for n in range(20, 40):
+        (row,) = await put_all(ledger, [decision(n)])
+        await put_all(ledger, [move(n, row)])
+    shutil.copytree(folder / "live", folder / "home")
+    await ledger.close()
+    return folder / "home"
+
+
+def records(home: Path) -> list[bytes]:
+    """Every stored record."""
+    database = sqlite3.connect(f"{(home / 'bus.db').as_uri()}?mode=ro", uri=True)
+    found = [bytes(body) for (body,) in database.execute("SELECT body FROM records ORDER BY seq")]
+    database.close()
+    return found
+
+
+async def judge(damaged: Path, written: list[bytes]) -> bool:
+    """Whether the home opened; then it holds a prefix of what was written, and verifies."""
+    try:
+        ledger = await open_ledger(damaged)
+    except StoreCorrupt:
+        return False
+    opened = ledger.size()
+    for seq in range(opened):
+        assert ledger.record(seq) == written[seq]
+    assert opened, "never an empty fresh log in its place"
+    await put_all(ledger, [decision(1000)])
+    await ledger.close()
+    assert verify(damaged, read_key((damaged / "keys" / "log.vkey").read_text())).integrity == "ok"
+    return True
+
+
+async def test_untouched_copy_opens_whole(killed: Path, tmp_path: Path) -> None:
+    """The home of a killed process opens with everything that was committed."""
+    written = records(shutil.copytree(killed, tmp_path / "read"))
+    assert len(written) > 80
+    assert await judge(shutil.copytree(killed, tmp_path / "home"), written)
+
+
+@pytest.mark.parametrize("name", ["bus.db", "bus.db-wal"])
+async def test_cut_file_opens_as_a_prefix_or_is_refused(killed: Path, tmp_path: Path, seed: int, name: str) -> None:
+    """A database or WAL cut anywhere opens as a verified prefix, or is refused."""
+    written = records(shutil.copytree(killed, tmp_path / "read"))
+    size = (killed / name).stat().st_size
+    places = range(0, size, 512)
+    chosen = random.Random(seed).sample(places, min(RUNS, len(places)))
+    for run, length in enumerate([0, *chosen]):
+        damaged = shutil.copytree(killed, tmp_path / f"cut-{run}")
+        with (damaged / name).open("r+b") as file:
+            file.truncate(length)
+        await judge(damaged, written)
+        shutil.rmtree(damaged)
+
+
+@pytest.mark.parametrize("name", ["bus.db", "bus.db-wal"])
+async def test_flipped_bit_is_never_a_wrong_record(killed: Path, tmp_path: Path, seed: int, name: str) -> None:
+    """One bit flipped anywhere in database or WAL: a verified prefix, or a refusal, never a wrong record."""
+    written = records(shutil.copytree(killed, tmp_path / "read"))
+    chance = random.Random(seed)
+    content = (killed / name).read_bytes()
+    for run in range(RUNS):
+        damaged = shutil.copytree(killed, tmp_path / f"flip-{run}")
+        at = chance.randrange(len(content))
+        flipped = content[at] ^ (1 << chance.randrange(8))
+        (damaged / name).write_bytes(content[:at] + bytes([flipped]) + content[at + 1 :])
+        await judge(damaged, written)
+        shutil.rmtree(damaged)
