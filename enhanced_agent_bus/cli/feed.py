@@ -73,6 +73,11 @@ class Tally:
         self.examples.setdefault(state, message_id)
 
     @property
+    def settled(self) -> int:
+        """How many lines need no more waiting."""
+        return self.ended + self.repeated + self.no_subscriber + self.bad_count + self.unsent
+
+    @property
     def per_second(self) -> float:
         return self.ended / self.elapsed_seconds if self.elapsed_seconds > 0 else 0.0
 

@@ -224,7 +224,7 @@ def _explanation(explained: Explained, *, hide: bool) -> dict[str, Any]:
             values = rule["failing"]["values"]
             rule["failing"]["values"] = {name: _shown(name, value, hide=hide) for name, value in values.items()}
     if hide and document["decision"] is not None:  # texts may have been made of the payload
-        document["decision"] = {"allow": explained.allow}
+        document["decision"] = {"allow": explained.allow, "hold": document["decision"].get("hold") or []}
     return document | {"allow": explained.allow}
 
 
@@ -245,14 +245,14 @@ def _show_explained(explained: Explained, *, hide: bool) -> None:
     if explained.decision is None:
         echo("undefined: data.bus.decision has no value for this input, so it is refused (policy_undefined)")
         return
-    echo("allowed" if explained.allow else "refused (policy_denied)")
-    if not hide:
-        for reason in explained.decision.get("reasons") or ():
-            echo(safe(f"  {reason.get('rule')}: {reason.get('message', '')}"))
-            if reason.get("remedy"):
-                echo(safe(f"    {reason['remedy']}"))
-        for hold in explained.decision.get("hold") or ():
-            echo(safe(f"  held by {hold.get('rule')}: {hold.get('approvers')} of {', '.join(hold.get('roles') or ())}"))
+    holds = list(explained.decision.get("hold") or ()) if explained.allow else []
+    echo("refused (policy_denied)" if not explained.allow else "held" if holds else "allowed")
+    for hold in holds:
+        echo(safe(f"  by {hold.get('rule')}: {hold.get('approvers')} of {', '.join(hold.get('roles') or ())}"))
+    for reason in () if hide else explained.decision.get("reasons") or ():
+        echo(safe(f"  {reason.get('rule')}: {reason.get('message', '')}"))
+        if reason.get("remedy"):
+            echo(safe(f"    {reason['remedy']}"))
 
 
 def _place(rule: RuleAnswer) -> str:

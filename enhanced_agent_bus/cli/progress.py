@@ -17,7 +17,7 @@ REFRESH_SECONDS: Final = 0.1
 
 
 class Progress:
-    """A bar over the bytes read where their number is known, and the counts so far."""
+    """A bar over the bytes whose messages have ended, where their number is known; and the counts so far."""
 
     def __init__(self, reader: LineReader, tally: Tally, *, quiet: bool) -> None:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -49,7 +49,8 @@ class Progress:
         self._next = now + REFRESH_SECONDS
         states = self._tally.states
         text = f"{self._tally.ended} ended: {states['delivered']} delivered, {states['refused']} refused"
-        self._bar.update(self._task, completed=self._reader.bytes_read, description=text)
+        done = self._reader.bytes_read * self._tally.settled / max(1, self._tally.lines)
+        self._bar.update(self._task, completed=done, description=text)
 
     def say(self, line: str) -> None:
         """A line above the bar."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,20 @@ async def fill(home: Path, policies: Path) -> None:
         await bus.wait_idle(30)
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a home that has seen every state, closed, and its constitution."""
+    folder = tmp_path_factory.mktemp("filled")
+    asyncio.run(fill(folder / "home", write_constitution(folder / "policies", RULES)))
+    return folder
+
+
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A home that has seen every state, closed."""
+def home(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that home."""
+    shutil.copytree(filled, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EAB_HOME", str(tmp_path / "home"))
-    asyncio.run(fill(tmp_path / "home", write_constitution(tmp_path / "policies", RULES)))
     return tmp_path / "home"
 
 
