@@ -48,6 +48,8 @@ def freeze(payload: object, *, bytes_max: int, depth_max: int) -> bytes | Refusa
     Time is bounded by `bytes_max`, whatever the object: a node or a character over it ends the walk.
     """
     if type(payload) is not dict:
+        if isinstance(payload, NotJson):  # a text that could not be parsed: what is wrong with it is known already
+            return Refusal(payload.code, str(payload), _REMEDY[payload.code])
         return Refusal("malformed", f"the payload is {_name(payload)}, not a dict", "send a dict or a pydantic model")
     try:
         plain = _walk(payload, bytes_max, depth_max)

@@ -267,24 +267,27 @@ def test_what_was_parked_is_taken_up_by_an_application(home: Path, capsys: pytes
 
 
 @pytest.mark.parametrize(
-    ("payload", "code"),
+    ("payload", "code", "says"),
     [
-        ("{", "malformed"),
-        ("[1]", "malformed"),
-        ('{"n": 1, "n": 2}', "malformed"),
-        ('{"n": NaN}', "malformed"),
-        ('{"n": ' + "[" * 70 + "]" * 70 + "}", "too_deep"),
-        ('{"n": "' + "x" * 300_000 + '"}', "too_large"),
+        ("{", "malformed", "not JSON"),
+        ("[1]", "malformed", "not a dict"),
+        ('{"n": 1, "n": 2}', "malformed", "twice"),
+        ('{"n": NaN}', "malformed", "JSON"),
+        ('{"n": ' + "[" * 70 + "]" * 70 + "}", "too_deep", "deep"),
+        ('{"n": ' + "[" * 100_000, "too_deep", "deep"),
+        ('{"n": "' + "x" * 300_000 + '"}', "too_large", "bytes"),
+        ('{"n": "' + "x" * 17_000_000 + '"}', "too_large", "bytes"),
     ],
 )
 def test_a_payload_that_cannot_be_read_is_a_refusal(
-    payload: str, code: str, home: Path, capsys: pytest.CaptureFixture[str]
+    payload: str, code: str, says: str, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Exit 1, with a receipt and a place in the log, from an argument or a file."""
+    """Exit 1, with a receipt that says what is wrong, and a place in the log."""
     Path("payload.json").write_text(payload)
     [before] = eab_json(capsys, "status")
     [sent] = eab_json(capsys, "send", "--from", "desk", "--to", "worker", "@payload.json", status=1)
     assert (sent["receipt"]["state"], sent["receipt"]["code"]) == ("refused", code)
+    assert says in sent["receipt"]["reasons"][0]["message"]
     assert sent["receipt"]["audit_seq"] >= before["records"]
     assert home.is_dir()
 
