@@ -43,7 +43,6 @@ app = typer.Typer(
     name="eab",
     help=HELP,
     rich_markup_mode=None,
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
@@ -104,7 +103,7 @@ def run_command(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit status; prints its errors."""
     words = hoist(arguments)
     try:
-        status = app(words, prog_name="eab", standalone_mode=False)
+        status = app(words or ["--help"], prog_name="eab", standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -114,6 +113,8 @@ def run_command(arguments: Sequence[str]) -> int:
         return faults.INTERRUPTED
     except Exception as error:  # noqa: BLE001  the edge of the program: what was raised becomes a sentence and a status
         return faults.report(error, as_json="--json" in words)
+    if not words:  # nobody asked for the help: it is shown, and still this was no command
+        return faults.USAGE
     return status if isinstance(status, int) else faults.DONE
 
 

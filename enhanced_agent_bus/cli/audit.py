@@ -24,7 +24,7 @@ SHORT_FIELDS = (
     *("event", "agent", "tenant", "digest", "revision", "reason"),
     *("scope", "owner", "key", "command", "what", "size"),
 )
-app = typer.Typer(help="Read, search, verify and export the log.", rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(help="Read, search, verify and export the log.", rich_markup_mode=None)
 
 
 # --- reading -------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from enhanced_agent_bus.cli.session import change, note_access, session_of
 MessageId = Annotated[str, typer.Argument(metavar="ID", help="The message's id, as `eab dlq list` shows it.")]
 LIST_REMEDY = "`eab dlq list` shows the dead letters"
 
-app = typer.Typer(help="Dead letters: list, show, replay, discard.", rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(help="Dead letters: list, show, replay, discard.", rich_markup_mode=None)
 
 
 @app.command("list")

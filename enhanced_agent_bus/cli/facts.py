@@ -16,7 +16,7 @@ Scope = Annotated[str, typer.Argument(metavar="SCOPE", help="agent, conversation
 Owner = Annotated[str, typer.Argument(metavar="OWNER", help="Which agent, conversation or tenant.")]
 Key = Annotated[str, typer.Argument(metavar="KEY", help="The fact's key.")]
 
-app = typer.Typer(help="List and change what policies see as facts.", rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(help="List and change what policies see as facts.", rich_markup_mode=None)
 
 
 def _scope(word: str) -> str:

@@ -7,7 +7,7 @@ import typer
 from enhanced_agent_bus.cli.render import print_json_lines, print_table
 from enhanced_agent_bus.cli.session import session_of
 
-app = typer.Typer(help="Messages that wait for an approval.", rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(help="Messages that wait for an approval.", rich_markup_mode=None)
 
 
 @app.callback()

@@ -26,7 +26,7 @@ PROBLEMS_SHOWN_MAX = 20
 Constitution = Annotated[Path, typer.Argument(metavar="PATH", help="A folder or a bundle.tar.gz.")]
 
 HELP = "Check, test, explain, build and activate constitutions."
-app = typer.Typer(help=HELP, rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(help=HELP, rich_markup_mode=None)
 
 
 def at_workbench(question: Callable[[Workbench], Awaitable[T]]) -> T:

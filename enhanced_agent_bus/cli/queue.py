@@ -8,7 +8,7 @@ from enhanced_agent_bus.cli.render import print_json_lines, print_table
 from enhanced_agent_bus.cli.session import session_of
 
 STATES = ("queued", "in_flight", "retrying", "parked", "held", "handed_over")
-app = typer.Typer(help="Messages that wait.", rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(help="Messages that wait.", rich_markup_mode=None)
 
 
 @app.callback()

@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+import enhanced_agent_bus
 from enhanced_agent_bus import errors
 from enhanced_agent_bus.cli import faults
 from enhanced_agent_bus.cli.app import hoist, run_command
+from enhanced_agent_bus.cli.carry import read_time
 from enhanced_agent_bus.cli.faults import CliError, describe, report
 from enhanced_agent_bus.cli.loading import App
 from enhanced_agent_bus.cli.render import safe
-from enhanced_agent_bus.cli.carry import read_time
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,8 @@ def test_ordinary_text_is_shown_as_it_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [["nonsense"], ["policy", "chek"], ["send"], ["run"], ["--bogus"], ["dlq", "discard", "x"]]
+    "line",
+    [["nonsense"], ["policy"], ["policy", "chek"], ["send"], ["run"], ["--bogus"], ["dlq", "discard", "x"]],
 )
 def test_wrong_usage_exits_2(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """With one sentence on standard error."""
@@ -160,3 +162,18 @@ def test_times_are_rfc_3339_and_utc_without_an_offset() -> None:
     )
     with pytest.raises(CliError):
         read_time("tomorrow")
+
+
+@pytest.mark.parametrize("line", [[], ["--help"], ["policy", "--help"], ["run", "--help"]])
+def test_help_is_plain_text(line: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Asked for, exit 0; shown because there was no command, exit 2."""
+    assert run_command(line) == (0 if line else 2)
+    out, err = capsys.readouterr()
+    assert out.startswith("Usage: eab")
+    assert err == ""
+
+
+def test_the_version_is_the_packages_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """One line."""
+    assert run_command(["--version"]) == 0
+    assert capsys.readouterr().out == f"eab {enhanced_agent_bus.__version__}\n"
