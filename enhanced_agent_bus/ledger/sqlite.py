@@ -263,22 +263,20 @@ class _Writer:
             self._post(self._ledger.failed, stale, _unavailable("the log broke meanwhile"), self._generation)
         batch[:] = self._certain + [i for i in batch if i.generation >= self._generation or i.entry.certain]
         self._certain = []
-        if batch:
-            self._write(store, batch)
-            batch.clear()
-        if (
-            store.records_since_checkpoint() >= self._checkpoint_records
+        due = (
+            store.records_since_checkpoint() + len(batch) >= self._checkpoint_records
             or store.checkpoint_due_in(self._checkpoint_seconds) <= 0
-        ):
-            store.checkpoint()
-            self._report(store, store.head.size, [])
+        )
+        if batch or due:
+            self._write(store, batch, checkpoint=due)
+            batch.clear()
         file_due = store.file_due_in()
         if file_due is not None and (file_due <= 0 or self.queue.empty()):
             store.file_checkpoint()
 
-    def _write(self, store: Store, batch: list[Queued]) -> None:
+    def _write(self, store: Store, batch: list[Queued], *, checkpoint: bool) -> None:
         try:
-            first = store.write(batch)
+            first = store.write(batch, checkpoint=checkpoint)
         except UNWRITABLE:
             store.roll_back()
             self._write_singly(store, batch)
@@ -358,8 +356,7 @@ class _Writer:
             store = self._store
             if store is not None:
                 if store.changed:
-                    store.checkpoint()
-                    self._report(store, store.head.size, [])
+                    self._write(store, [], checkpoint=True)
                 store.file_checkpoint()
                 store.close()
         except Exception as error:  # noqa: BLE001 - as in `_run`: what could not be written is said to be so

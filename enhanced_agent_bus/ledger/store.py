@@ -110,7 +110,7 @@ class Store:
             store._prepare()
             if home.fresh:
                 database.executescript(sql.SCHEMA)
-                store.checkpoint()
+                store.write([], checkpoint=True)
                 store.file_checkpoint()
                 home.finish()
             else:
@@ -156,7 +156,7 @@ class Store:
             self._db.execute(sql.CHECKPOINT_BEFORE, (max(0, size - verify_records),)).fetchone()
         )
         newest = self._checkpoint_row(self._db.execute(sql.NEWEST_CHECKPOINT).fetchone())
-        known = {newest.size: newest.frontier}
+        known = {newest.size: newest.tree()}
         tree = self._replay(start, size, known)
         if merkle.pack(tree) != frontier:
             raise StoreCorrupt(f"the log's end does not have the tree that was written (size {size})", remedy=RESTORE)
@@ -169,7 +169,7 @@ class Store:
 
     def _replay(self, start: _CheckpointRow, size: int, known: Mapping[int, list[bytes]]) -> list[bytes]:
         """The frontier at `size`, grown from a checkpoint's over every record after it."""
-        tree, seq = start.frontier.copy(), start.size
+        tree, seq = start.tree(), start.size
         while seq < size:
             page = self._db.execute(sql.RECORDS_FROM, (seq, _PAGE_ROWS)).fetchall()
             if not page:
@@ -186,15 +186,16 @@ class Store:
     def _checkpoint_row(self, row: tuple[int, int, str, bytes] | None) -> _CheckpointRow:
         if row is None:
             raise StoreCorrupt("the log has lost its checkpoints", remedy=RESTORE)
-        size, seq, note, packed = row
+        known = _CheckpointRow(*row)
+        size = known.size
         try:
-            frontier = merkle.unpack(packed, size)
-            vouched = self._home.signer.verifier.open(note)
+            frontier = known.tree()
+            vouched = self._home.signer.verifier.open(known.note)
         except ValueError as error:
             raise StoreCorrupt(f"the checkpoint at size {size} is damaged: {error}", remedy=RESTORE) from None
         if vouched != Checkpoint(self._home.origin, size, merkle.root_hash(frontier)):
             raise StoreCorrupt(f"the checkpoint at size {size} does not match the log", remedy=RESTORE)
-        return _CheckpointRow(size, seq, note, frontier)
+        return known
 
     def _verify_file(self, size: int) -> None:
         """HOME/checkpoint stands outside the database: it knows when the database has become older."""
@@ -234,32 +235,55 @@ class Store:
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
-    def write(self, batch: Sequence[Queued]) -> int:
+    def write(self, batch: Sequence[Queued], *, checkpoint: bool = False) -> int:
         """Writes a batch in one transaction; its first entry gets the seq that is returned, the rest follow.
+
+        With `checkpoint` the same transaction ends in one: the signed root of all records before it.
 
         Raises: whatever went wrong; then nothing is known of what is on disk, and this store must be closed.
         """
         head = self.head.copy()
         head.at_us = max(head.at_us, self._clock.now_us())
-        first = head.size
-        table = self._rows(batch, head)
+        first, table = head.size, _Rows()
+        self._add(table, batch, head)
+        signed = self._add_checkpoint(table, head) if checkpoint else None
         self._db.execute("BEGIN IMMEDIATE")
         self._put(table, head)
         for item in batch:
             if item.entry.agent is not None or item.entry.settings:
                 self._put_rare(item.entry)
+        if signed is not None:
+            self._db.execute(sql.PUT_CHECKPOINT, signed)
         self._commit(table)
         self.head = head
-        self._changed = True
+        self._changed = signed is None
+        if signed is not None:
+            self._noted, self._noted_monotonic, self._unfiled = signed.size, time.monotonic(), signed.note
         return first
+
+    def _add_checkpoint(self, table: _Rows, head: Head) -> _CheckpointRow:
+        """Signs the tree of all records so far and appends that as a record, which the next one will cover."""
+        size, root = head.size, merkle.root_hash(head.frontier)
+        note = self._home.signer.sign(Checkpoint(self._home.origin, size, root))
+        signed = _CheckpointRow(size, size, note, merkle.pack(head.frontier))
+        fields = {
+            "size": size,
+            "root": root.hex(),
+            "note": note,
+            "mono_us": int(self._clock.monotonic() * 1e6),
+            "boot": self._clock.boot(),
+        }
+        entry = Entry("checkpoint", fields)
+        self._add(table, [Queued(entry, rows.rest_of_record(entry), 0)], head)
+        return signed
 
     def roll_back(self) -> None:
         """After values that cannot be stored: the transaction is as if it had not been begun."""
         if self._db.in_transaction:
             self._db.execute("ROLLBACK")
 
-    def _rows(self, batch: Sequence[Queued], head: Head) -> _Rows:
-        table = _Rows()
+    def _add(self, table: _Rows, batch: Sequence[Queued], head: Head) -> None:
+        """Numbers the entries, takes them into the tree and the counts, and says which rows they make."""
         at = rows.rfc3339(head.at_us)
         back = f'","at":"{at}","bus":"{self._home.bus}","node":"{self._home.node}"'.encode()
         middles: dict[str, bytes] = {}
@@ -292,10 +316,9 @@ class Store:
             for change in entry.facts:
                 table.facts[change[:3]] = change[3]
             seq += 1
-        table.decisions = "decision" in middles
-        table.outcomes = "outcome" in middles
+        table.decisions |= "decision" in middles
+        table.outcomes |= "outcome" in middles
         head.size = seq
-        return table
 
     def _put(self, table: _Rows, head: Head) -> None:
         self._many(sql.INSERT_RECORDS, table.records, sql.RECORD_WIDTH)
@@ -362,31 +385,6 @@ class Store:
     @property
     def changed(self) -> bool:
         return self._changed
-
-    def checkpoint(self) -> None:
-        """Signs the tree of all records so far and appends that as a record, which the next one will cover."""
-        head = self.head.copy()
-        size = head.size
-        root = merkle.root_hash(head.frontier)
-        note = self._home.signer.sign(Checkpoint(self._home.origin, size, root))
-        fields = {
-            "size": size,
-            "root": root.hex(),
-            "note": note,
-            "mono_us": int(self._clock.monotonic() * 1e6),
-            "boot": self._clock.boot(),
-        }
-        entry = Entry("checkpoint", fields)
-        head.at_us = max(head.at_us, self._clock.now_us())
-        frontier = merkle.pack(head.frontier)
-        table = self._rows([Queued(entry, rows.rest_of_record(entry), 0)], head)
-        self._db.execute("BEGIN IMMEDIATE")
-        self._put(table, head)
-        self._db.execute(sql.PUT_CHECKPOINT, (size, size, note, frontier))
-        self._commit(table)
-        self.head = head
-        self._noted, self._noted_monotonic, self._changed = size, time.monotonic(), False
-        self._unfiled = note
 
     def file_due_in(self) -> float | None:
         """Seconds until HOME/checkpoint must follow the newest checkpoint; None when it has."""
@@ -463,7 +461,10 @@ class _CheckpointRow(NamedTuple):
     size: int
     seq: int
     note: str
-    frontier: list[bytes]
+    frontier: bytes
+
+    def tree(self) -> list[bytes]:
+        return merkle.unpack(self.frontier, self.size)
 
 
 def damage(error: sqlite3.Error) -> StoreCorrupt | None:
