@@ -199,8 +199,8 @@ class Feed:
             self._on_change()
 
     def _fail(self, line: Line, error: BusError) -> None:
-        """The first line that could not be decided or recorded ends the run."""
-        if self.failure is None:
+        """The first line that could not be decided or recorded ends the run; one that a stop overtook does not."""
+        if self.failure is None and not self._stopped:
             self.failure = (line.number, error)
         self._tally.unsent += 1
 

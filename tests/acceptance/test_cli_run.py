@@ -255,6 +255,25 @@ def test_a_run_that_is_interrupted_drains_and_loses_nothing(place: Path) -> None
         pipe.close()
 
 
+def test_an_interrupt_in_the_middle_keeps_what_was_accepted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lines that were read and not sent are counted; each message that was accepted is in one state of the home."""
+    path = write_lines(place, *(work(n, "ab"[n % 2], slow=0.05) for n in range(3000)))
+    process = eab("--json", "run", "desk.py:build", "--input", str(path), cwd=place)
+    wait_for((place / "seen.txt").exists)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    summary = json.loads(out)
+    assert summary["unsent"]
+    assert summary["stopped_by"] == "SIGTERM"
+    assert run_command(["--json", "status"]) == 0
+    accounting = json.loads(capsys.readouterr().out)["accounting"]
+    assert accounting["accepted"] == sum(count for state, count in accounting.items() if state != "accepted")
+    ends = ("delivered", "refused", "held", "parked", "dead_lettered", "expired", "discarded", "queued")
+    assert summary["messages"] == sum(summary[end] for end in ends)
+    assert summary["messages"] <= accounting["accepted"]  # replies are messages too
+
+
 def test_a_serving_bus_takes_messages_of_other_commands_and_drains(place: Path) -> None:
     """`eab send` goes through its control socket; SIGTERM ends it with exit 0 once what it took has ended."""
     process = eab("run", "desk.py:build", cwd=place)
