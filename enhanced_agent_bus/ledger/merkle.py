@@ -30,6 +30,20 @@ def grow(frontier: list[bytes], size: int, leaf: bytes) -> None:
     frontier.append(leaf)
 
 
+def extend(frontier: list[bytes], size: int, leaves: list[bytes]) -> None:
+    """Appends leaf hashes to a tree of `size` leaves, in place: `grow` for many, a level at a time."""
+    kept: list[bytes] = []
+    level = leaves
+    while level:
+        if size & 1:
+            level = [frontier.pop(), *level]
+        if len(level) & 1:
+            kept.append(level[-1])
+        level = [sha256(b"\1" + left + right).digest() for left, right in zip(level[::2], level[1::2], strict=False)]
+        size >>= 1
+    frontier.extend(reversed(kept))
+
+
 def root_hash(frontier: Iterable[bytes]) -> bytes:
     """The root of the tree that a frontier stands for; of no leaves, the hash of nothing (RFC 6962 §2.1)."""
     hashes = list(frontier)

@@ -156,8 +156,11 @@ class Store:
             self._db.execute(sql.CHECKPOINT_BEFORE, (max(0, size - verify_records),)).fetchone()
         )
         newest = self._checkpoint_row(self._db.execute(sql.NEWEST_CHECKPOINT).fetchone())
-        known = {newest.size: newest.tree()}
-        tree = self._replay(start, size, known)
+        tree = start.tree()
+        self._replay(tree, start.size, newest.size)
+        if tree != newest.tree():
+            raise StoreCorrupt(f"a record before {newest.size} is not what was signed", remedy=RESTORE)
+        self._replay(tree, newest.size, size)
         if merkle.pack(tree) != frontier:
             raise StoreCorrupt(f"the log's end does not have the tree that was written (size {size})", remedy=RESTORE)
         self.head = Head(size, at_us, tree, {**Head().accounting, **orjson.loads(accounting)})
@@ -167,21 +170,17 @@ class Store:
         # A log that ends in its newest checkpoint has nothing new to vouch for.
         self._changed = newest.seq != size - 1
 
-    def _replay(self, start: _CheckpointRow, size: int, known: Mapping[int, list[bytes]]) -> list[bytes]:
-        """The frontier at `size`, grown from a checkpoint's over every record after it."""
-        tree, seq = start.tree(), start.size
-        while seq < size:
-            page = self._db.execute(sql.RECORDS_FROM, (seq, _PAGE_ROWS)).fetchall()
+    def _replay(self, tree: list[bytes], seq: int, end: int) -> None:
+        """Grows a tree of `seq` leaves over every record up to `end`."""
+        while seq < end:
+            page = self._db.execute(sql.RECORDS_FROM, (seq, min(_PAGE_ROWS, end - seq))).fetchall()
+            for expected, (found, body) in enumerate(page, seq):
+                if found != expected or not isinstance(body, bytes) or not body.startswith(b'{"v":1,"seq":%d,' % found):
+                    raise StoreCorrupt(f"record {expected} is missing or damaged", remedy=RESTORE)
             if not page:
                 raise StoreCorrupt(f"record {seq} is missing", remedy=RESTORE)
-            for found, body in page:
-                if known.get(seq, tree) != tree:
-                    raise StoreCorrupt(f"a record before {seq} is not what its checkpoint vouches for", remedy=RESTORE)
-                if found != seq or not isinstance(body, bytes) or not body.startswith(b'{"v":1,"seq":%d,' % seq):
-                    raise StoreCorrupt(f"record {seq} is missing or damaged", remedy=RESTORE)
-                merkle.grow(tree, seq, merkle.leaf_hash(body))
-                seq += 1
-        return tree
+            merkle.extend(tree, seq, [merkle.leaf_hash(body) for _, body in page])
+            seq += len(page)
 
     def _checkpoint_row(self, row: tuple[int, int, str, bytes] | None) -> _CheckpointRow:
         if row is None:
@@ -287,15 +286,15 @@ class Store:
         at = rows.rfc3339(head.at_us)
         back = f'","at":"{at}","bus":"{self._home.bus}","node":"{self._home.node}"'.encode()
         middles: dict[str, bytes] = {}
-        grow, leaf_hash, accounting = merkle.grow, merkle.leaf_hash, head.accounting
-        frontier, seq, records = head.frontier, head.size, table.records
+        leaves: list[bytes] = []
+        leaf_hash, accounting, seq, records = merkle.leaf_hash, head.accounting, head.size, table.records
         for entry, rest, _ in batch:
             kind = entry.kind
             middle = middles.get(kind)
             if middle is None:
                 middle = middles[kind] = b',"kind":"' + kind.encode() + back
             body = b'{"v":1,"seq":%d%b%b' % (seq, middle, rest)
-            grow(frontier, seq, leaf_hash(body))
+            leaves.append(leaf_hash(body))
             records += (seq, kind, entry.message_id, body)
             opening, move = entry.opening, entry.move
             if opening is not None:
@@ -318,6 +317,7 @@ class Store:
             seq += 1
         table.decisions |= "decision" in middles
         table.outcomes |= "outcome" in middles
+        merkle.extend(head.frontier, head.size, leaves)
         head.size = seq
 
     def _put(self, table: _Rows, head: Head) -> None:

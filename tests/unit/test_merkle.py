@@ -62,6 +62,21 @@ def test_both_sides_agree_with_the_definition(leaves: list[bytes]) -> None:
     assert merkle.root_hash(written) == verify.root_of(checked) == by_definition(leaves)
 
 
+@given(st.lists(st.binary(min_size=32, max_size=32), max_size=90), st.data())
+def test_many_leaves_at_once_make_the_same_tree(leaves: list[bytes], data: st.DataObject) -> None:
+    """A tree grown in batches of any size is the one grown leaf by leaf."""
+    single: list[bytes] = []
+    batched: list[bytes] = []
+    start = 0
+    while start < len(leaves):
+        batch = leaves[start : start + data.draw(st.integers(1, 40))]
+        merkle.extend(batched, start, batch)
+        for size, leaf in enumerate(batch, start):
+            merkle.grow(single, size, leaf)
+        start += len(batch)
+        assert batched == single
+
+
 def test_frontier_of_another_size_is_refused() -> None:
     """A stored frontier has one hash for each full subtree of its size."""
     with pytest.raises(ValueError, match="full subtrees"):
