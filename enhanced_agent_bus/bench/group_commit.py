@@ -21,7 +21,7 @@ from typing import Final
 from enhanced_agent_bus.clock import SystemClock
 from enhanced_agent_bus.errors import BusError
 from enhanced_agent_bus.ledger.home import open_home
-from enhanced_agent_bus.ledger.sql import CHUNKS, chunks
+from enhanced_agent_bus.ledger.sql import chunks, insert
 from enhanced_agent_bus.ledger.sqlite import SqliteLedger
 from enhanced_agent_bus.ledger.store import WAL_PAGES
 from enhanced_agent_bus.message import Envelope
@@ -31,7 +31,7 @@ RECORD_BYTES: Final = 1024
 IN_FLIGHT: Final = (1, 64, 512)
 SECONDS: Final = 3.0
 _AGENTS: Final = 1000
-_INSERT: Final = {rows: f"INSERT INTO records VALUES {', '.join(['(?, ?)'] * rows)}" for rows in CHUNKS}  # noqa: S608
+_INSERT: Final = insert("records", 2)
 
 
 async def _drive(one: Callable[[], Awaitable[object]], in_flight: int, seconds: float) -> tuple[float, float]:
@@ -69,10 +69,11 @@ async def bare_group_commit(folder: Path, in_flight: int, seconds: float) -> tup
             batch = [first]
             batch += [future for future in (waiting.get() for _ in range(waiting.qsize())) if future is not None]
             database.execute("BEGIN IMMEDIATE")
+            last = seq + len(batch)
             for rows in chunks(len(batch)):
-                values = [value for number in range(seq, seq + rows) for value in (number, body)]
-                database.execute(_INSERT[rows], values)
-                seq += rows
+                values = [value for number in range(seq, seq + rows) for value in (number, body) if number < last]
+                database.execute(_INSERT[rows], values + [None] * (2 * rows - len(values)))
+                seq = min(seq + rows, last)
             database.execute("COMMIT")
             loop.call_soon_threadsafe(answer, batch)
 

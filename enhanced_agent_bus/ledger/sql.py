@@ -1,18 +1,18 @@
 """All SQL of the ledger in one place.
 
 Rows are written many at a time: each statement gives up Python's lock once, and getting it back from a busy event loop
-is what a small statement costs. Hence one statement for up to 256 rows. Not here: when which one is run (store).
+is what a small statement costs. So one statement takes up to 256 rows; what is left of its places is filled with rows
+of NULLs, which it passes over. Not here: when which one is run (store).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 SCHEMA_VERSION: Final = 1
 APPLICATION_ID: Final = 0x45414231  # "EAB1"
-#: How many rows one statement takes, tried in this order.
-CHUNKS: Final = (256, 64, 16, 4, 1)
+#: How many rows one statement takes.
+CHUNKS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 #: Messages that are listed: those that wait, and dead letters, which may be replayed.
 LISTED_STATES: Final = ("queued", "retrying", "parked", "held", "handed_over", "dead_lettered")
 
@@ -40,9 +40,17 @@ INSERT INTO head VALUES (0, 0, 0, x'', '{{}}');
 """  # noqa: S608 - made of constants
 
 
-def _many(before: str, width: int, after: str = "") -> dict[int, str]:
+def _values(width: int) -> dict[int, str]:
     row = f"({', '.join('?' * width)})"
-    return {rows: f"{before} {', '.join([row] * rows)}{after}" for rows in CHUNKS}
+    return {rows: f"(VALUES {', '.join([row] * rows)})" for rows in CHUNKS}
+
+
+def insert(table: str, width: int, after: str = "") -> dict[int, str]:
+    """By number of rows, the statement that inserts so many at once."""
+    return {
+        rows: f"INSERT INTO {table} SELECT * FROM {values} WHERE column1 IS NOT NULL{after}"  # noqa: S608 - constants
+        for rows, values in _values(width).items()
+    }
 
 
 RECORD_WIDTH: Final = 4
@@ -52,16 +60,15 @@ TEXT_WIDTH: Final = 3
 MOVE_WIDTH: Final = 3
 FACT_WIDTH: Final = 4
 
-INSERT_RECORDS: Final = _many("INSERT INTO records VALUES", RECORD_WIDTH)
-INSERT_MESSAGES: Final = _many("INSERT INTO messages VALUES", MESSAGE_WIDTH)
-INSERT_PAYLOADS: Final = _many("INSERT INTO payloads VALUES", PAYLOAD_WIDTH)
-INSERT_TEXTS: Final = _many("INSERT INTO texts VALUES", TEXT_WIDTH)
-MOVE_MESSAGES: Final = _many(
-    "UPDATE messages SET state = column2, life = column3 FROM (VALUES", MOVE_WIDTH, ") WHERE seq = column1"
-)
-PUT_FACTS: Final = _many(
-    "INSERT INTO facts VALUES", FACT_WIDTH, " ON CONFLICT (scope, owner, key) DO UPDATE SET value = excluded.value"
-)
+INSERT_RECORDS: Final = insert("records", RECORD_WIDTH)
+INSERT_MESSAGES: Final = insert("messages", MESSAGE_WIDTH)
+INSERT_PAYLOADS: Final = insert("payloads", PAYLOAD_WIDTH)
+INSERT_TEXTS: Final = insert("texts", TEXT_WIDTH)
+MOVE_MESSAGES: Final = {
+    rows: f"UPDATE messages SET state = column2, life = column3 FROM {values} WHERE seq = column1"  # noqa: S608 - constants
+    for rows, values in _values(MOVE_WIDTH).items()
+}
+PUT_FACTS: Final = insert("facts", FACT_WIDTH, " ON CONFLICT (scope, owner, key) DO UPDATE SET value = excluded.value")
 REMOVE_FACT: Final = "DELETE FROM facts WHERE scope = ? AND owner = ? AND key = ?"
 FORGET_PAYLOADS: Final = {
     rows: f"DELETE FROM payloads WHERE seq IN ({', '.join('?' * rows)})"  # noqa: S608 - only question marks
@@ -105,10 +112,8 @@ RECORD: Final = "SELECT body FROM records WHERE seq = ?"
 SETTING: Final = "SELECT value FROM settings WHERE key = ?"
 
 
-def chunks(count: int) -> Sequence[int]:
-    """Into which statement sizes `count` rows are split."""
-    sizes: list[int] = []
-    for size in CHUNKS:
-        sizes += [size] * (count // size)
-        count %= size
-    return sizes
+def chunks(count: int) -> list[int]:
+    """Into which statement sizes `count` rows go; the last may have room for more."""
+    sizes = [CHUNKS[-1]] * (count // CHUNKS[-1])
+    rest = count % CHUNKS[-1]
+    return [*sizes, 1 << (rest - 1).bit_length()] if rest else sizes

@@ -350,14 +350,12 @@ class Store:
             self._db.execute(sql.PUT_SETTING, setting)
 
     def _many(self, statements: Mapping[int, str], values: list[Any], width: int) -> None:
-        execute, start = self._db.execute, 0
-        if len(values) in (width, 0):
-            if values:
-                execute(statements[1], values)
-            return
-        for size in sql.chunks(len(values) // width):
+        sizes = sql.chunks(len(values) // width)
+        values += [None] * (sum(sizes) * width - len(values))
+        start = 0
+        for size in sizes:
             end = start + size * width
-            execute(statements[size], values[start:end])
+            self._db.execute(statements[size], values[start:end])
             start = end
 
     def _commit(self, table: _Rows) -> None:
