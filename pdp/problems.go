@@ -105,7 +105,7 @@ var hints = []struct {
 		"leave the import out: contains, every, if and in need none, and the future keywords not, and, or are not there; " +
 			"for `not`, say what must be true and admit on that"},
 	{regexp.MustCompile(`empty module`), "write a package, or remove the file"},
-	{regexp.MustCompile("rego\\.v2|rego_v2"), "write `import rego.v1`, or no import: the constitution is Rego v1"},
+	{regexp.MustCompile(`rego\.v2|rego_v2`), "write `import rego.v1`, or no import: the constitution is Rego v1"},
 	{regexp.MustCompile(`undefined function (time\.now_ns)`),
 		"use input.clock, which the bus fills, so that a decision can be repeated"},
 	{regexp.MustCompile(`undefined function (http\.send|net\.lookup_ip_addr|opa\.runtime|rand\.intn|uuid\.rfc4122)`),

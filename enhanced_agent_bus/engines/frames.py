@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 PROTOCOL: Final = 1
 FRAME_BYTES_MAX: Final = 16 << 20
+TENANT_BYTES_MAX: Final = 0xFFFF
 STATUS_OK: Final = 0
 STATUS_ERROR: Final = 1
 
@@ -60,6 +61,8 @@ def encode(frame_id: int, op: int, body: bytes) -> bytes:
 def decide_head(frame_id: int, digest: bytes, tenant: bytes, document_bytes: int, timeout_us: int) -> bytes:
     """What stands before the document in a decide frame. Raises ValueError when the frame would be too large."""
     length = _DECIDE_FIXED_BYTES + len(tenant) + document_bytes
+    if len(tenant) > TENANT_BYTES_MAX:
+        raise ValueError(f"a tenant of {len(tenant)} bytes is longer than {TENANT_BYTES_MAX}")
     if length > FRAME_BYTES_MAX:
         raise ValueError(f"a frame of {length} bytes is larger than {FRAME_BYTES_MAX}")
     return _DECIDE.pack(length, frame_id, Op.DECIDE, digest, timeout_us, len(tenant)) + tenant

@@ -45,6 +45,7 @@ from enhanced_agent_bus.verdict import Answer
 BINARY: Final = Path(__file__).resolve().parent.parent / "_bin" / "eab-pdp"
 OVERDUE_SECONDS: Final = 0.25  # how long after a question's deadline its worker may live without having answered
 TIMER_SECONDS: Final = 0.005  # the shared timer wakes no more often than this
+AGAIN_SECONDS: Final = 0.005  # before asking again: workers that end together are all known to be gone by then
 HELLO_SECONDS: Final = 10.0
 LOAD_SECONDS: Final = 60.0
 AUTHORING_SECONDS: Final = 90.0  # check and test; pdp ends a test run after 60
@@ -53,6 +54,7 @@ IN_FLIGHT_MAX: Final = 8192  # questions in one worker; beyond: policy_unavailab
 WAITING_MAX: Final = 4096  # questions while no worker lives; beyond: policy_unavailable
 UNSENT_BYTES_MAX: Final = 8 << 20  # bytes that a worker has not taken; beyond it is not asked
 STDERR_BYTES_MAX: Final = 8192
+TIMEOUT_US_MAX: Final = 0xFFFFFFFF  # what the frame has room for: 71 minutes
 EVAL_US_BYTES: Final = 4  # the u32 before a decision
 STARTS_MAX: Final = 8  # in any STARTS_WINDOW_SECONDS
 STARTS_WINDOW_SECONDS: Final = 2.0
@@ -122,6 +124,10 @@ class _Question:
         self.again = False
         self.overdue = False
 
+    def lost(self) -> str:
+        """Why there is no answer, when its worker was lost."""
+        return f"a policy worker was lost: {self.link.reason}" if self.link is not None else "no policy worker is left"
+
     def answer(self, answer: Answer) -> None:
         if not self.future.done():
             self.future.set_result(answer)
@@ -189,7 +195,7 @@ class _Link(asyncio.Protocol):
                 question.digest,
                 question.tenant,
                 len(question.document),
-                min(int(timeout_seconds * 1_000_000), 0xFFFFFFFF),
+                min(max(int(timeout_seconds * 1_000_000), 0), TIMEOUT_US_MAX),
             )
         )
         self._out.append(question.document)
@@ -365,6 +371,8 @@ class WorkerEngine:
         self._links: tuple[_Link, ...] = ()
         self._bundles: dict[str, bytes] = {}
         self._waiting: deque[_Question] = deque()
+        self._orphans: list[_Question] = []
+        self._asking_again: asyncio.TimerHandle | None = None
         self._deadlines: list[tuple[float, int, _Question]] = []
         self._sequence = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
@@ -409,7 +417,13 @@ class WorkerEngine:
             return Answer("policy_unavailable", detail="the policy engine is closed")
         now = self._loop.time()
         future: asyncio.Future[Answer] = self._loop.create_future()
-        question = _Question(digest.encode(), tenant.encode(), document, now + timeout_seconds, future)
+        question = _Question(
+            digest.encode("utf-8", "replace"),
+            tenant.encode("utf-8", "replace"),
+            document,
+            now + timeout_seconds,
+            future,
+        )
         self._place(question, timeout_seconds)
         if not future.done():
             heapq.heappush(self._deadlines, (question.deadline, next(self._sequence), question))
@@ -491,24 +505,26 @@ class WorkerEngine:
         self._burials.add(burial)
         burial.add_done_callback(self._burials.discard)
         self._vacant.set()
-        # In the next turn of the loop: another worker may be lost in this one.
-        self._loop.call_soon(self._ask_again, link)
+        self._orphans.extend(link.questions.values())
+        link.questions.clear()
+        if self._asking_again is None:
+            self._asking_again = self._loop.call_later(AGAIN_SECONDS, self._ask_again)
 
-    def _ask_again(self, link: _Link) -> None:
+    def _ask_again(self) -> None:
+        """Asks what lost workers held once more, of another worker or, where there is none, of a replacement."""
+        self._asking_again = None
         now = self._loop.time()
-        for question in link.questions.values():
-            if question.future.done():
-                continue
+        orphans, self._orphans = self._orphans, []
+        for question in orphans:
             left = question.deadline - now
             if question.again or self._closed:
-                question.answer(Answer("policy_unavailable", detail=f"a policy worker was lost: {link.reason}"))
+                question.answer(Answer("policy_unavailable", detail=question.lost()))
             elif left <= 0:
                 question.answer(Answer("policy_timeout", detail="no answer within the deadline"))
-            else:
+            elif not question.future.done():
                 question.again = True
                 question.link = None
                 self._place(question, left)
-        link.questions.clear()
 
     async def _recruit_all(self) -> None:
         wanted = (self._recruit() for _ in range(self._workers_wanted))
@@ -691,6 +707,9 @@ class WorkerEngine:
             self._timer = None
         for link in self._links:
             link.end("the bus closed it")
+        if self._asking_again is not None:
+            self._asking_again.cancel()
+            self._ask_again()
         for question in self._waiting:
             question.answer(Answer("policy_unavailable", detail="the policy engine is closed"))
         self._waiting.clear()
