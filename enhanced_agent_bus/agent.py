@@ -1,4 +1,4 @@
-"""An agent's own handle: the only way to send. Who sends, and of which tenant, comes from here, never from a message."""
+"""An agent's own handle: the only way to send. Who sends, and for which tenant, never comes from a message."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Draft(NamedTuple):
-    """What a caller wants to send, before anything was checked. (One a message: hence a named tuple, see Envelope.)"""
+    """What a caller wants to send, before anything was checked: one a message, hence a named tuple (see Envelope)."""
 
     payload: object
     type: object
@@ -110,7 +110,7 @@ class Agent:
         headers: Mapping[str, str] | None = None,
         expires_in: float | None = None,
     ) -> list[Receipt]:
-        """Sends to every subscriber of a topic of the tenant: each gets a message, a decision and a receipt of its own."""
+        """Sends to every subscriber of a topic of the tenant: a message, a decision and a receipt for each."""
         draft = Draft(payload, type, priority, id, conversation, cause, headers, expires_in)
         return await self._bus.fan_out(self._party, topic, draft)
 

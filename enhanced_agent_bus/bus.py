@@ -235,7 +235,7 @@ class AgentBus:
         delivery, recovery = self._settings.delivery, self._settings.recovery
         if when_full not in (None, "wait", "refuse"):
             raise ValueError(f'when_full is "wait" or "refuse", not {when_full!r}')
-        if concurrency is not None and concurrency < 1 or timeout is not None and not timeout > 0:
+        if (concurrency is not None and concurrency < 1) or (timeout is not None and not timeout > 0):
             raise ValueError("concurrency must be at least 1 and timeout more than 0 seconds")
         row = AgentRow(
             agent_id,
@@ -244,7 +244,7 @@ class AgentBus:
             tuple(sorted(set(capabilities))),
             tuple(sorted(set(topics))),
             constitution,
-            True,
+            live=True,
         )
         before = self._registry.row(agent_id)
         party = self._registry.claim(row)
@@ -384,13 +384,13 @@ class AgentBus:
             if row.key and row.value is not None
         ]
 
-    async def put_fact(self, scope: str, owner: str, key: str, value: str | int | float) -> None:
+    async def put_fact(self, scope: str, owner: str, key: str, value: str | float) -> None:
         """An operator's fact, recorded. Raises: ValueError, when it cannot be; AuditUnavailable; BusClosed."""
         self._require_open()
         _check_scope(scope)
         changed = self._admission.facts.put(scope, owner, key, value)
         if isinstance(changed, Refusal):
-            raise ValueError(changed.message)
+            raise ValueError(changed.message)  # noqa: TRY004 - the type is right, the value is not
         await self._write_fact("put", changed)
 
     async def remove_fact(self, scope: str, owner: str, key: str) -> None:
@@ -948,7 +948,15 @@ class AgentBus:
         token = _handling.set(Handling(parcel))
         try:
             faultpoints.hit("dispatch.before_handler")
-            result = await run(handler, post.on_loop, message, post.model, seconds, alarm, self._threads)
+            result = await run(
+                handler,
+                message,
+                on_loop=post.on_loop,
+                model=post.model,
+                seconds=seconds,
+                alarm=alarm,
+                threads=self._threads,
+            )
             faultpoints.hit("handler.after_return")
         except OSError as error:  # only a fault point raises here
             result = Failed("handler_failed", type(error).__name__, str(error))
@@ -995,10 +1003,13 @@ class AgentBus:
         decided = await self._admission.judge(case)
         allowed = decided.verdict == "allow"
         self._record(
-            reply, decided, None, lambda error: self._answered(parcel, reply, allowed and error is None, duration_us)
+            reply,
+            decided,
+            None,
+            lambda error: self._answered(parcel, reply, duration_us, allowed=allowed and error is None),
         )
 
-    def _answered(self, parcel: Parcel, reply: Parcel, allowed: bool, duration_us: int) -> None:
+    def _answered(self, parcel: Parcel, reply: Parcel, duration_us: int, *, allowed: bool) -> None:
         """The decision on a reply is on disk, or could not be written."""
         if not allowed:
             self._end(parcel, "delivered", "reply_refused", duration_us=duration_us)
@@ -1270,9 +1281,8 @@ class AgentBus:
             return
         if self._live.pop(parcel.envelope.id, None) is None:
             self._ends["dead_lettered"] -= 1  # it was a dead letter
-        else:
-            if parcel.placed:
-                self._post(parcel.envelope.recipient).mailbox.release()
+        elif parcel.placed:
+            self._post(parcel.envelope.recipient).mailbox.release()
         self._ends[state] += 1
         self._delivered += state == "delivered"
         self._dead_lettered += state == "dead_lettered"

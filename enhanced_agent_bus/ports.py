@@ -187,7 +187,8 @@ class Entry:
     """
 
     kind: str
-    fields: dict[str, Any] | Callable[[], dict[str, Any]]  # (or how they are made) what the kind adds to v, seq, kind, at, bus and node (contract §10)
+    #: What the kind adds to v, seq, kind, at, bus and node (contract §10), or how that is made.
+    fields: dict[str, Any] | Callable[[], dict[str, Any]]
     message_id: str | None = None
     opening: Opening | None = None
     move: Move | None = None

@@ -26,15 +26,21 @@ Count = Annotated[int, Field(ge=1, le=100_000_000)]
 
 
 class Section(BaseModel):
+    """One table of eab.toml: unknown keys are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class Constitution(Section):
+    """Which constitution, and how long the one before is still agreed to."""
+
     path: Path | None = None
     grace_seconds: SecondsOrNone = 0.0
 
 
 class Policy(Section):
+    """The policy decision point and the decision cache."""
+
     engine: Literal["embedded"] = "embedded"
     timeout_seconds: Seconds = 0.25
     workers: Annotated[int, Field(ge=1, le=64)] = 2
@@ -44,6 +50,8 @@ class Policy(Section):
 
 
 class Limits(Section):
+    """What a message, a mailbox and the bus can take."""
+
     payload_bytes: Annotated[int, Field(ge=2, le=8_388_608)] = 262_144
     depth: Annotated[int, Field(ge=1, le=64)] = 64
     hops: Annotated[int, Field(ge=0, le=10_000)] = 16
@@ -55,6 +63,8 @@ class Limits(Section):
 
 
 class Delivery(Section):
+    """How handlers are run, unless a registration says otherwise."""
+
     timeout_seconds: Seconds = 30.0
     concurrency: Annotated[int, Field(ge=1, le=10_000)] = 1
     when_full: Literal["wait", "refuse"] = "wait"
@@ -62,6 +72,8 @@ class Delivery(Section):
 
 
 class Recovery(Section):
+    """When a failed message is tried again, unless a registration says otherwise."""
+
     strategy: Literal["exponential"] = "exponential"
     attempts: Annotated[int, Field(ge=1, le=1000)] = 5
     base_seconds: SecondsOrNone = 0.1
@@ -69,6 +81,8 @@ class Recovery(Section):
 
 
 class Audit(Section):
+    """What the log keeps, and how often it is signed."""
+
     store_payloads: bool = True
     checkpoint_seconds: Seconds = 10.0
     checkpoint_records: Count = 1000

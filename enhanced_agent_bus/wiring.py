@@ -1,4 +1,4 @@
-"""`open_bus`: settings in, every port filled, opened in order and closed in reverse. The one place where all sides meet."""
+"""`open_bus`: settings in, every port filled, opened in order, closed in reverse. The one place where all sides meet."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def open_bus(
     if (folder is None or is_new(folder)) and settings.constitution.path is None:
         raise ConfigInvalid(
             f"a new home needs a constitution ({home})",
-            remedy='give open_bus(..., constitution="policies"), or set [constitution] path; `eab init` writes one to begin with',
+            remedy='give open_bus(..., constitution="policies"), or set [constitution] path; `eab init` writes a first one',
         )
     async with AsyncExitStack() as stack:
         bus = await _build(stack, folder, settings, gates, clock or SystemClock())

@@ -19,6 +19,8 @@ from enhanced_agent_bus.verdict import Refusal
 INTEGER_MAX: Final = 2**53 - 1
 HEADER_BYTES_MAX: Final = 8192
 _SMALLEST_PLAIN_FLOAT: Final = 1e-4  # below, orjson writes an exponent where RFC 8785 does not
+_SMALLEST_DECIMAL: Final = 1e-6  # below, RFC 8785 writes an exponent too
+_INTEGER_CHARS_MAX: Final = 17  # of ±(2^53-1), with the sign
 _FREEZE: Final = (
     orjson.OPT_SORT_KEYS
     | orjson.OPT_STRICT_INTEGER
@@ -166,7 +168,7 @@ def _float(value: float) -> str:
     """ECMAScript's Number::toString for the sizes that `freeze` lets in, with `.0` where the value is integral."""
     if value.is_integer():
         return f"{int(value)}.0"
-    if abs(value) >= 1e-6:
+    if abs(value) >= _SMALLEST_DECIMAL:
         return format(Decimal(repr(value)), "f")
     digits, _, exponent = repr(value).partition("e")
     return f"{digits}e{int(exponent)}" if exponent else digits
@@ -226,7 +228,7 @@ def _no_constant(name: str) -> Never:
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > 17 or not -INTEGER_MAX <= int(digits) <= INTEGER_MAX:
+    if len(digits) > _INTEGER_CHARS_MAX or not -INTEGER_MAX <= int(digits) <= INTEGER_MAX:
         raise NotJson("malformed", "an integer is beyond ±(2^53-1)")
     return int(digits)
 

@@ -25,7 +25,7 @@ from enhanced_agent_bus.admission.seal import Randomness
 from enhanced_agent_bus.admission.sight import Case, Sight
 from enhanced_agent_bus.message import Message
 from enhanced_agent_bus.ports import Clock, FactChange, Gate, Loaded, PolicyEngine
-from enhanced_agent_bus.verdict import Addressed, Admitted, Answer, Hold, Party, Pass, Reason, Refusal, Ruling
+from enhanced_agent_bus.verdict import Admitted, Answer, Hold, Party, Pass, Reason, Refusal, Ruling
 
 LATEST: Final = "latest"
 ROUNDS_MAX: Final = 1000  # how often the facts may change under one question before it is given up
@@ -230,8 +230,10 @@ class Admission:
         return reading.facts_key(self._look(sight.case, sight.active)) == reading.facts_key(sight)
 
     async def _evaluated(self, sight: Sight, key: bytes | None, deadline: float) -> _Asked:
-        """Asks the engine; one at a time where messages share facts that the policy reads, since an answer that was
-        overtaken by other facts has to be asked for again."""
+        """Asks the engine; one at a time where messages share facts that the policy reads.
+
+        An answer that was overtaken by other facts has to be asked for again: in turn, none is overtaken twice.
+        """
         read = sight.active.reading.fact_scopes
         if not read:
             return await self._asked(sight, key, deadline)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel
 
 from enhanced_agent_bus.admission.canonical import freeze, freeze_headers
-from enhanced_agent_bus.message import MESSAGE_ID, TYPES
+from enhanced_agent_bus.message import MESSAGE_ID, TYPES, Priority
 from enhanced_agent_bus.verdict import Refusal
 
+_PRIORITIES: Final = frozenset(Priority)
 _NO_HEADERS: Final[tuple[dict[str, str], bytes]] = ({}, b"{}")
 
 
@@ -49,7 +51,7 @@ class Shape:
             return Refusal(
                 "malformed", f"the type {ascii(kind)[:60]} is none", f"use one of {', '.join(sorted(TYPES))}"
             )
-        if not isinstance(priority, int) or isinstance(priority, bool) or not 0 <= priority <= 3:
+        if not isinstance(priority, int) or isinstance(priority, bool) or priority not in _PRIORITIES:
             return Refusal("malformed", f"the priority {ascii(priority)[:60]} is none", "use 0, 1, 2 or 3")
         for name in ("conversation", "cause"):
             value = getattr(draft, name)
@@ -59,7 +61,7 @@ class Shape:
                 )
         if expires is None:
             expires = self._expires_seconds
-        elif isinstance(expires, bool) or not isinstance(expires, int | float) or expires != expires:
+        elif isinstance(expires, bool) or not isinstance(expires, int | float) or math.isnan(expires):
             return Refusal("malformed", f"expires_in {ascii(expires)[:60]} is no number of seconds", "give seconds")
         elif expires <= 0:
             return Refusal("expired", "expires_in is not more than 0 seconds", "give it time to be delivered")

@@ -145,7 +145,7 @@ class FactBook:
             if owner is not None:
                 owner.pending += 1
 
-    def put(self, scope: str, name: str, key: str, value: str | int | float) -> list[FactChange] | Refusal:
+    def put(self, scope: str, name: str, key: str, value: str | float) -> list[FactChange] | Refusal:
         """An operator's fact."""
         facts = copied(self.owner(scope, name).facts)
         refusal = put_in(facts, Remember("sender", key, value), "")
@@ -165,6 +165,7 @@ class FactBook:
 
 
 def copied(facts: Mapping[str, Number | Values]) -> dict[str, Number | Values]:
+    """A copy to change: what others look at stays as it is."""
     return {key: fact if isinstance(fact, Number) else dict(fact) for key, fact in facts.items()}
 
 
@@ -248,7 +249,7 @@ def read(rows: Mapping[str, bytes]) -> Owner:
 
 
 def scopes(sender: Party, recipient: Party, conversation: str) -> dict[str, tuple[str, str]]:
-    """Where each of the policy's four scopes is kept. Sender and recipient are the same agent's facts at other times."""
+    """Where each of the policy's four scopes is kept: sender and recipient are agents alike."""
     return {
         "sender": (AGENT, sender.id),
         "recipient": (AGENT, recipient.id),

@@ -61,7 +61,7 @@ def from_instant(text: str) -> int:
 
 
 def commitment(salt: bytes, content: bytes) -> str:
-    """hex sha256 of a 32-byte salt and canonical bytes (contract §10)."""
+    """The hex sha256 of a 32-byte salt and canonical bytes (contract §10)."""
     return sha256(salt + content).hexdigest()
 
 

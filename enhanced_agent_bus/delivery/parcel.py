@@ -14,7 +14,10 @@ from enhanced_agent_bus.verdict import Reason, Recorded
 
 @dataclass(slots=True, eq=False)
 class Parcel:
-    """Where an accepted or held message is. `recorded` is the ticket to its next handler run; None asks for a new one."""
+    """Where an accepted or held message is.
+
+    `recorded` is the ticket to its next handler run; without one it is decided anew first.
+    """
 
     envelope: Envelope
     expires_us: int

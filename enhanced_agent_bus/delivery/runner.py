@@ -99,8 +99,9 @@ def _misfit(error: ValidationError) -> str:
 
 async def run(
     handler: Handler,
-    on_loop: bool,
     message: Message,
+    *,
+    on_loop: bool,
     model: type[BaseModel] | None,
     seconds: float,
     alarm: Alarm,

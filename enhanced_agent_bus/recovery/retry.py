@@ -42,7 +42,7 @@ class GiveUp:
 def next_step(retry: Retry, attempts: int, chance: float, *, never: str | None = None) -> RetryAfter | GiveUp:
     """After `attempts` failed runs since the last replay; `chance` in [0, 1) is the jitter.
 
-    `never` is the code of an error that is the same each time, such as a payload that the recipient's model does not take.
+    `never` is the code of an error that is the same each time: a payload that the recipient's model does not take.
     """
     if never is not None:
         return GiveUp(never)

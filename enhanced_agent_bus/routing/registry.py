@@ -102,6 +102,7 @@ class Registry:
 
 
 def party_of(row: AgentRow) -> Party:
+    """What the registry vouches for, of one registration."""
     document = {"id": row.id, "tenant": row.tenant, "roles": list(row.roles), "capabilities": list(row.capabilities)}
     return Party(row.id, row.tenant, row.roles, row.capabilities, row.constitution, document)
 
