@@ -69,7 +69,7 @@ async def durable(folder: Path, scale: Scale) -> list[Figure]:
                 ]
             ours, bare = [], []
             for _ in range(scale.runs):
-                bare.append((await _bare(place, 1, scale))[1])
+                bare.append((await _bare(place, 1, scale))[1] * 1000)
                 ours.append(percentile(await alone(built, scale.messages // ALONE_SHARE), 0.5))
     return [
         *found,

@@ -120,10 +120,7 @@ import rego.v1
 
 default admit := false
 
-admit if {{
-	input.message.priority <= data.bus.rules.{name}.ceiling
-	not input.message.payload.action in data.bus.rules.{name}.forbidden
-}}
+admit if input.message.priority <= data.bus.rules.{name}.ceiling
 """
 
 ROLES: Final[dict[str, dict[str, Any]]] = {
@@ -270,7 +267,7 @@ def write_constitution(folder: Path, *, agents: int = AGENTS, rules: int = 1, re
     for name in names[1:]:
         rule = folder / "bus" / "rules" / name
         _write(rule / f"{name}.rego", SMALL_RULE.format(name=name))
-        _write(rule / "data.json", json.dumps({"ceiling": 3, "forbidden": [f"forbidden_{name}"]}))
+        _write(rule / "data.json", json.dumps({"ceiling": 3}))
     return folder
 
 
