@@ -16,7 +16,7 @@ from concurrent.futures import Executor
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import orjson
 from pydantic import BaseModel
@@ -31,7 +31,17 @@ from enhanced_agent_bus.admission.sight import Case
 from enhanced_agent_bus.agent import Agent, Draft
 from enhanced_agent_bus.delivery.mailbox import Mailbox
 from enhanced_agent_bus.delivery.parcel import Parcel
-from enhanced_agent_bus.delivery.runner import Alarm, Failed, Handler, Returned, is_async, misfits, run
+from enhanced_agent_bus.delivery.runner import (
+    ERROR_TEXT_CHARS_MAX,
+    Alarm,
+    Failed,
+    Handler,
+    Overtaken,
+    Returned,
+    is_async,
+    misfits,
+    run,
+)
 from enhanced_agent_bus.errors import (
     AgentExists,
     AuditUnavailable,
@@ -75,6 +85,7 @@ from enhanced_agent_bus.settings import Settings
 from enhanced_agent_bus.verdict import Addressed, Admitted, Party, Reason, Recorded, Refusal
 
 RECORD_SECONDS_MAX: Final = 10.0  # how long a send waits for the disk
+TOLD_SECONDS: Final = 0.005  # from a commit on disk until the loop has heard of it
 AGAIN_SECONDS: Final = 0.5  # until a message is decided again that could not be decided or recorded
 FAN_OUT_AT_ONCE: Final = 256  # subscribers of one publish that are decided at the same time
 TURN_MESSAGES: Final = 64  # handled in a row before other tasks get the loop
@@ -83,10 +94,12 @@ KEEPS_NOTHING: Final = frozenset({"malformed", "too_large", "too_deep"})
 UNDECIDED: Final = frozenset({"policy_timeout", "policy_unavailable"})  # nobody said no: asked again while it waits
 
 
-class Handling(NamedTuple):
-    """The message that the current task is handling."""
+@dataclass(slots=True)
+class Handling:
+    """The message that the current task is handling, or was: a task that a handler leaves behind is its consequence."""
 
     parcel: Parcel
+    over: bool = False  # the handler has ended: what is sent from here on has a time of its own
 
 
 _handling: ContextVar[Handling | None] = ContextVar("eab_handling", default=None)
@@ -104,9 +117,8 @@ class Post:
     seconds: float = 30.0
     retry: Retry = field(default_factory=Retry.exponential)
     when_full: str = "wait"
-    workers: set[asyncio.Task[None]] = field(default_factory=set)
+    workers: set[asyncio.Task[None]] = field(default_factory=set)  # of this registration: who is not in it stops
     busy: set[asyncio.Task[None]] = field(default_factory=set)
-    stopping: bool = False
 
 
 class Written:
@@ -122,7 +134,8 @@ class Written:
         self._future: asyncio.Future[None] | None = None
 
     def settle(self, seq: int, error: BusError | None) -> None:
-        self.seq, self.error = seq, error
+        if not self.abandoned:
+            self.seq, self.error = seq, error
         if self._then is not None:
             self._then(error)
         if self._future is not None and not self._future.done():
@@ -144,13 +157,9 @@ class Written:
 
     def _give_up(self) -> None:
         self.abandoned = True
-        self.settle(
-            -1,
-            AuditUnavailable(
-                f"the disk did not answer within {RECORD_SECONDS_MAX:g} s, so nothing was delivered",
-                remedy="check the disk; sending again with the same id is safe",
-            ),
-        )
+        self.error = _disk_silent()
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
 
 
 class AgentBus:
@@ -193,6 +202,8 @@ class AgentBus:
         self._posts: dict[str, Post] = {}
         self._live: dict[str, Parcel] = {}  # accepted or held, and not ended
         self._claims: dict[str, asyncio.Future[None]] = {}  # given ids that are being sent right now
+        self._putting: dict[str, asyncio.Future[None] | None] = {}  # of them, those on their way to the disk
+        self._rising: set[str] = set()  # dead letters that are being replayed or discarded right now
         self._ends = {state: ledger.accounting().get(state, 0) for state in END_STATES}
         self._room = asyncio.Semaphore(settings.limits.inflight)
         self._activating = asyncio.Lock()
@@ -200,7 +211,8 @@ class AgentBus:
         self._expiry_timer: asyncio.TimerHandle | None = None
         self._expiry_us = 0
         self._closing: asyncio.Task[Drained] | None = None
-        self._closed = False
+        self._closed = False  # takes no more
+        self._drained = False  # and does no more
         self._broken: BaseException | None = None
         self._stalled = False  # the last thing heard of the disk was a failure
         self._changed = asyncio.Event()
@@ -256,9 +268,13 @@ class AgentBus:
                     agent=row,
                 )
             )
-        except BaseException:
-            self._registry.release(agent_id, forget=before)
+        except BaseException as error:
+            # Cancelled, it is on its way to the disk all the same: then it is remembered, and not live.
+            self._registry.release(agent_id, forget=row if isinstance(error, asyncio.CancelledError) else before)
             raise
+        if self._closed:
+            self._registry.release(agent_id, forget=row)
+            self._require_open()
         post = self._post(agent_id)
         post.handler = handler
         post.on_loop = handler is not None and is_async(handler)
@@ -266,7 +282,6 @@ class AgentBus:
         post.seconds = timeout if timeout is not None else delivery.timeout_seconds
         post.retry = retry or Retry.exponential(recovery.attempts, recovery.base_seconds, recovery.cap_seconds)
         post.when_full = when_full or delivery.when_full
-        post.stopping = False
         if handler is not None:
             for parcel in post.mailbox.items():
                 parcel.state = "queued"
@@ -324,8 +339,12 @@ class AgentBus:
         Raises: ConstitutionRejected, and the old one goes on; AuditUnavailable; BusClosed.
         """
         self._require_open()
+        return await self.take(Path(path), given=False)
+
+    async def take(self, path: Path, *, given: bool) -> Activation:
+        """Activates; `given` when it is the settings that name the path (at the next start only a change counts)."""
         async with self._activating:
-            return await self._activate(Path(path))
+            return await self._activate(path, given=given)
 
     def queue(self) -> list[Waiting]:
         """What has not ended, by when it came."""
@@ -347,15 +366,18 @@ class AgentBus:
     async def outcome(self, message_id: str, timeout: float | None = None) -> Outcome:
         """How a message ended, after a restart too; waits for the end.
 
-        Raises: TimeoutError; KeyError, when no message of this id was accepted.
+        Raises: TimeoutError; KeyError, when no message of this id was accepted; BusClosed, when it ends later.
         """
-        parcel = self._live.get(message_id)
-        if parcel is not None:
-            return await parcel.ended(timeout)
-        stored = self._ledger.find(message_id)
-        if stored is None:
-            raise KeyError(message_id)
-        return self._stored_outcome(stored)
+        async with asyncio.timeout(timeout):
+            while (parcel := self._live.get(message_id)) is None:
+                stored = self._ledger.find(message_id)
+                if stored is None:
+                    raise KeyError(message_id)
+                if stored.state in END_STATES:
+                    return self._stored_outcome(stored)
+                self._require_open()
+                await asyncio.sleep(TOLD_SECONDS)
+            return await parcel.ended(None)
 
     async def replay(self, message_id: str) -> Receipt:
         """Decides a dead letter anew; allowed, it is queued again; refused, it stays where it is.
@@ -372,9 +394,10 @@ class AgentBus:
         if parcel is None:
             parcel = self._parcel_of(self._dead(message_id))
             parcel.state = "dead_lettered"
-        elif parcel.state == "in_flight":
+            self._rising.add(message_id)
+        elif parcel.state == "in_flight" or parcel.ending:
             raise KeyError(f"{message_id} is being handled")
-        await self._end(parcel, "discarded", "discarded", text=reason).wait()
+        await self._end(parcel, "discarded", "discarded", text=str(reason)).wait()
 
     def facts(self, scope: str | None = None, owner: str | None = None) -> list[Fact]:
         """What decisions have remembered."""
@@ -432,9 +455,11 @@ class AgentBus:
         return sorted(found)
 
     async def wait_idle(self, timeout: float | None = None) -> None:
-        """Waits until nothing is queued, running or about to be retried. Raises: TimeoutError."""
+        """Waits until nothing is queued, running or about to be retried. Raises: TimeoutError; BusClosed."""
         async with asyncio.timeout(timeout):
             while any(parcel.state in ("queued", "in_flight", "retrying") for parcel in self._live.values()):
+                if self._drained:
+                    self._require_open()
                 self._changed.clear()
                 await self._changed.wait()
 
@@ -477,7 +502,12 @@ class AgentBus:
                 self._randomness.uuid7(self._clock.now_us()), sender, NOBODY, topic, draft, refusal
             )
         while (claim := self._claims.get(message_id)) is not None:
-            await asyncio.shield(claim)
+            try:
+                async with asyncio.timeout(RECORD_SECONDS_MAX if self._putting.get(message_id) is claim else None):
+                    await asyncio.shield(claim)
+            except TimeoutError:
+                raise _disk_silent() from None
+            self._require_open()
         claim = self._claims[message_id] = asyncio.get_running_loop().create_future()
         try:
             stored = self._stored(message_id)
@@ -485,7 +515,10 @@ class AgentBus:
                 return await self._again(stored, message_id, sender, to, topic, draft)
             return await self._send(message_id, sender, to, capability, topic, draft, replier)
         finally:
-            del self._claims[message_id]
+            if message_id in self._putting:  # its sender leaves before it is on disk: a twin waits for that
+                self._claims[message_id] = self._putting[message_id] = asyncio.get_running_loop().create_future()
+            else:
+                del self._claims[message_id]
             claim.set_result(None)
 
     async def _send(
@@ -544,9 +577,11 @@ class AgentBus:
                 f"{found.id} has {post.mailbox.taken} messages waiting",
                 "send again later, or more slowly",
             )
-            if post.when_full == "refuse" or post.handler is None or _handling.get() is not None:
+            handling = _handling.get()
+            if post.when_full == "refuse" or post.handler is None or (handling is not None and not handling.over):
                 return full, found
             if not await post.mailbox.wait_for_place(deadline - self._clock.monotonic()):
+                self._require_open()
                 return Refusal("expired", f"no place in the mailbox of {found.id} in time", "send again later"), found
             if self._registry.party(found.id) is found and not self._closed:
                 return found
@@ -568,7 +603,7 @@ class AgentBus:
         cause, cause_id, hops, conversation = None, shaped.cause, 0, shaped.conversation
         if handling is not None or cause_id is not None:
             parent = self._parent(handling, cause_id, sender)
-            if handling is not None:
+            if handling is not None and not handling.over:
                 expires_us = min(expires_us, handling.parcel.expires_us)
             if parent is not None:
                 cause_id, hops = parent.id, parent.hops + 1
@@ -637,6 +672,8 @@ class AgentBus:
                 orjson.dumps([_hold_fields(hold) for hold in decided.hold]),
                 parcel.hold_expires_us,
             )
+            if envelope.id in self._claims:
+                self._putting[envelope.id] = None
             entry.done = lambda seq, error: self._accepted(parcel, decided, post, written, seq, error)
         self._ledger.put(entry)
         return written
@@ -665,6 +702,10 @@ class AgentBus:
         self, parcel: Parcel, decided: Decided, post: Post | None, written: Written, seq: int, error: BusError | None
     ) -> None:
         """The first decision is durable: the message is accepted or held, whatever became of its sender's task."""
+        orphan = self._putting.pop(parcel.envelope.id, None)
+        if orphan is not None:
+            del self._claims[parcel.envelope.id]
+            orphan.set_result(None)
         if error is not None:
             if post is not None:
                 post.mailbox.release()
@@ -692,6 +733,8 @@ class AgentBus:
             return
         parcel.state = "queued" if post.handler is not None else "parked"
         post.mailbox.put(parcel, parcel.envelope.priority)
+        if parcel.state == "parked":
+            self._changed.set()
 
     async def _turn_away(
         self,
@@ -848,6 +891,8 @@ class AgentBus:
         finally:
             if not replier.done():
                 replier.cancel()
+            elif not replier.cancelled():
+                replier.exception()  # it may have come in the same instant as the deadline: it is seen
 
     async def fan_out(self, sender: Party, topic: str, draft: Draft) -> list[Receipt]:
         """A message, a decision and a receipt for each subscriber; without one, a refused decision and no receipt."""
@@ -870,8 +915,11 @@ class AgentBus:
         pairs = list(zip(found, drafts, strict=True))
         for start in range(0, len(pairs), FAN_OUT_AT_ONCE):
             part = pairs[start : start + FAN_OUT_AT_ONCE]
-            sent = await asyncio.gather(*(self.dispatch(sender, to.id, None, each, topic=topic) for to, each in part))
-            receipts.extend(receipt for receipt, _ in sent)
+            work = (self.dispatch(sender, to.id, None, each, topic=topic) for to, each in part)
+            for sent in await asyncio.gather(*work, return_exceptions=True):  # none is left running behind an error
+                if isinstance(sent, BaseException):
+                    raise sent
+                receipts.append(sent[0])
         return receipts
 
     # --- delivery --------------------------------------------------------------------------------------------------
@@ -906,7 +954,7 @@ class AgentBus:
         assert task is not None
         turns = 0
         try:
-            while not post.stopping:
+            while task in post.workers and not task.cancelling():
                 parcel = await post.mailbox.take()
                 post.busy.add(task)
                 await self._serve(post, parcel, alarm)
@@ -921,18 +969,29 @@ class AgentBus:
 
     async def _serve(self, post: Post, parcel: Parcel, alarm: Alarm) -> None:
         """One message from the mailbox: on a ticket of the constitution that is active now, or not at all."""
+        parcel.state = "in_flight"  # in a worker's hands: nobody else ends it
         while not parcel.ending:
             if self._clock.now_us() >= parcel.expires_us:
                 self._end(parcel, "expired", "expired")
                 return
             recorded = parcel.recorded
-            current = recorded is not None and recorded.admitted.constitution == self._admission.active.digest
-            if recorded is not None and current and not self._stalled:
+            if recorded is not None and self._holds(recorded) and not self._stalled:
                 await self._deliver(post, parcel, recorded, alarm)  # its first step has no await before the handler
                 return
             parcel.recorded = None
+            if self._registry.party(post.agent_id) is None:
+                self._carry(post, parcel)
+                return
             if not await self._readmit(parcel):
                 return
+
+    def _holds(self, recorded: Recorded) -> bool:
+        """Whether what was decided on is still so: the constitution, and who the recipient is."""
+        admitted = recorded.admitted
+        if admitted.constitution != self._admission.active.digest:
+            return False
+        party = self._registry.party(admitted.recipient.id)
+        return party is None or party is admitted.recipient or party.document == admitted.recipient.document
 
     async def _deliver(self, post: Post, parcel: Parcel, recorded: Recorded, alarm: Alarm) -> None:
         handler = post.handler
@@ -940,12 +999,12 @@ class AgentBus:
             self._carry(post, parcel)
             return
         parcel.recorded = None  # a ticket is good for one run
-        parcel.state = "in_flight"
         parcel.attempts += 1
         message = Message(parcel.envelope, attempt=parcel.attempts, constitution=recorded.admitted.constitution)
         seconds = _seconds(recorded.admitted, post.seconds)
         started = self._clock.monotonic()
-        token = _handling.set(Handling(parcel))
+        handling = Handling(parcel)
+        token = _handling.set(handling)
         try:
             faultpoints.hit("dispatch.before_handler")
             result = await run(
@@ -956,14 +1015,19 @@ class AgentBus:
                 seconds=seconds,
                 alarm=alarm,
                 threads=self._threads,
+                still=lambda: self._admission.active.digest == message.constitution,
             )
             faultpoints.hit("handler.after_return")
         except OSError as error:  # only a fault point raises here
             result = Failed("handler_failed", type(error).__name__, str(error))
         finally:
+            handling.over = True
             _handling.reset(token)
         duration_us = int((self._clock.monotonic() - started) * 1e6)
-        if isinstance(result, Failed):
+        if isinstance(result, Overtaken):
+            parcel.attempts -= 1  # it never ran: its allow is one of a constitution that has gone meanwhile
+            self._carry(post, parcel)
+        elif isinstance(result, Failed):
             self._rescue(post, parcel, result, duration_us)
         elif result.reply is None:
             self._end(parcel, "delivered", None, duration_us=duration_us)
@@ -1050,6 +1114,7 @@ class AgentBus:
         parcel.due_us = self._clock.now_us() + int(seconds * 1e6)
         parcel.timer = asyncio.get_running_loop().call_later(seconds, self._due, parcel)
         self._watch_expiry(parcel)
+        self._changed.set()
 
     def _due(self, parcel: Parcel) -> None:
         parcel.timer = None
@@ -1076,6 +1141,8 @@ class AgentBus:
             return True
         if decided.verdict == "hold":
             parcel.state = "held"
+            self._watch_expiry(parcel)
+            self._changed.set()
             return False
         if decided.code in UNDECIDED:
             self._later(parcel, AGAIN_SECONDS)
@@ -1105,10 +1172,17 @@ class AgentBus:
             refusal=refusal,
         )
 
-    def _record_again(self, parcel: Parcel, decided: Decided, *, replay: bool = False) -> Written:
+    def _record_again(
+        self,
+        parcel: Parcel,
+        decided: Decided,
+        *,
+        replay: bool = False,
+        then: Callable[[Written, int, BusError | None], None] | None = None,
+    ) -> Written:
         """Puts a later decision; where it changes the message's state, in the same transaction."""
         written = Written()
-        before = parcel.stored
+        before = (parcel.stored, parcel.added, parcel.counted, parcel.hold_reasons, parcel.hold_expires_us)
         entry = Entry(
             "decision", decided.fields, message_id=parcel.envelope.id, facts=decided.changes, texts=decided.texts
         )
@@ -1127,8 +1201,10 @@ class AgentBus:
 
         def done(seq: int, error: BusError | None) -> None:
             if error is not None:
-                parcel.stored = before
+                parcel.stored, parcel.added, parcel.counted, parcel.hold_reasons, parcel.hold_expires_us = before
             self._settle_refusal(decided, written, seq, error)
+            if then is not None:
+                then(written, seq, error)
 
         entry.done = done
         self._ledger.put(entry)
@@ -1150,20 +1226,46 @@ class AgentBus:
         reserved = case.refusal is None and post.mailbox.reserve()
         if case.refusal is None and not reserved:
             case.refusal = Refusal("queue_full", f"{envelope.recipient} has no room", "replay it later")
+        self._rising.add(envelope.id)
+        written: Written | None = None
         try:
             decided = await self._admission.judge(case)
-            seq = await self._record_again(parcel, decided, replay=True).wait()
-        except BaseException:
+            written = self._record_again(
+                parcel,
+                decided,
+                replay=True,
+                then=lambda written, seq, error: self._replayed(parcel, decided, post, reserved, written, seq, error),
+            )
+            seq = await written.wait()
+        finally:
+            if written is None:
+                self._rising.discard(envelope.id)
+                if reserved:
+                    post.mailbox.release()
+        return self._receipt(envelope, decided, seq, parcel if decided.verdict != "refuse" else None)
+
+    def _replayed(
+        self,
+        parcel: Parcel,
+        decided: Decided,
+        post: Post,
+        reserved: bool,
+        written: Written,
+        seq: int,
+        error: BusError | None,
+    ) -> None:
+        """The decision on a replay is durable, or could not be written, whatever became of who asked for it."""
+        self._rising.discard(parcel.envelope.id)
+        if error is not None or decided.verdict == "refuse":
             if reserved:
                 post.mailbox.release()
-            raise
-        if decided.verdict == "refuse":
-            if reserved:
-                post.mailbox.release()
-            return self._receipt(envelope, decided, seq, None)
+            return
         parcel.decision_id = decided.decision_id
         self._ends["dead_lettered"] -= 1
-        self._live[envelope.id] = parcel
+        self._live[parcel.envelope.id] = parcel
+        if written.abandoned:  # who asked was told that it was not: then it must not be
+            self._end(parcel, "dead_lettered", "audit_unavailable")
+            return
         self._watch_expiry(parcel)
         if decided.admitted is not None:
             parcel.recorded = Recorded(decided.admitted, seq)
@@ -1171,11 +1273,11 @@ class AgentBus:
             self._carry(post, parcel)
         else:
             parcel.state = "held"
-        return self._receipt(envelope, decided, seq, parcel)
 
     def _dead(self, message_id: str) -> StoredMessage:
         stored = self._ledger.find(message_id)
-        if stored is None or stored.state != "dead_lettered" or message_id in self._live:
+        busy = message_id in self._live or message_id in self._rising
+        if stored is None or stored.state != "dead_lettered" or busy:
             state = self._live[message_id].state if message_id in self._live else stored.state if stored else "unknown"
             raise KeyError(f"no dead letter {message_id} ({state})")
         return stored
@@ -1254,7 +1356,8 @@ class AgentBus:
         }
         texts = None
         if text:
-            salt, body = self._randomness.take(SALT_BYTES), orjson.dumps({"error": text})
+            kept = text[:ERROR_TEXT_CHARS_MAX].encode("utf-8", "backslashreplace").decode()
+            salt, body = self._randomness.take(SALT_BYTES), orjson.dumps({"error": kept})
             fields["texts"] = commitment(salt, body)
             texts = (salt, body)
         written = Written()
@@ -1279,6 +1382,7 @@ class AgentBus:
     def _ended(self, parcel: Parcel, state: str, outcome: Outcome | None) -> None:
         if outcome is None:
             return
+        self._rising.discard(parcel.envelope.id)
         if self._live.pop(parcel.envelope.id, None) is None:
             self._ends["dead_lettered"] -= 1  # it was a dead letter
         elif parcel.placed:
@@ -1358,7 +1462,7 @@ class AgentBus:
 
     # --- constitution ----------------------------------------------------------------------------------------------
 
-    async def _activate(self, path: Path) -> Activation:
+    async def _activate(self, path: Path, *, given: bool) -> Activation:
         before = self._admission.current
         try:
             loaded = await self._constitutions.prepare(path)
@@ -1377,7 +1481,8 @@ class AgentBus:
                 )
             )
             raise
-        await self.adopt(loaded, event="activated" if before is None or before.digest != loaded.digest else "unchanged")
+        event = "activated" if before is None or before.digest != loaded.digest else "unchanged"
+        await self._adopt(loaded, event, {"given": loaded.digest} if given else {})
         return Activation(loaded.digest, loaded.revision)
 
     async def resume(self, digest: str, source: str) -> None:
@@ -1389,17 +1494,21 @@ class AgentBus:
         fields = {"event": "ignored", "digest": digest, "revision": revision, "reason": "rollback", "details": []}
         await self._write(Entry("policy", fields))
 
-    async def adopt(self, loaded: Loaded, *, event: str) -> None:
+    async def _adopt(self, loaded: Loaded, event: str, noted: dict[str, str]) -> None:
         """Records that a constitution takes over, then lets it decide."""
         before = self._admission.current
         fields = {"event": event, "digest": loaded.digest, "revision": loaded.revision, "reason": None, "details": []}
         if event != "unchanged":
             _fault("policy.before_swap")
         active = orjson.dumps({"digest": loaded.digest, "revision": loaded.revision, "source": loaded.source}).decode()
-        await self._write(Entry("policy", fields, settings={"constitution": active}))
+
+        def then(error: BusError | None) -> None:
+            if error is None and event != "unchanged":
+                self._admission.activate(loaded)  # what the log says is active decides, whoever still waits here
+
+        await self._write(Entry("policy", fields, settings={"constitution": active, **noted}), then)
         if event == "unchanged":
             return
-        self._admission.activate(loaded)
         _fault("policy.after_swap")
         if before is not None and before.digest != loaded.digest:
             await self._engine.drop(before.digest)
@@ -1446,22 +1555,32 @@ class AgentBus:
         assert row is not None
         gone = row._replace(live=False)
         self._registry.release(party.id, forget=gone)
-        try:
-            await self._write(Entry("agent", {"event": "unregistered", **_agent_fields(gone)}, agent=gone))
-        except AuditUnavailable:
-            self._registry.claim(row)
-            raise
-        post = self._post(party.id)
-        post.stopping = True
+
+        def then(error: BusError | None) -> None:
+            if error is None:
+                self._dismiss(party.id)
+            elif self._registry.live(party.id) is None:
+                self._registry.restore(row, party)
+
+        await self._write(Entry("agent", {"event": "unregistered", **_agent_fields(gone)}, agent=gone), then)
+
+    def _dismiss(self, agent_id: str) -> None:
+        """An agent has gone: who is handling a message for it finishes, and serves no later registration."""
+        post = self._post(agent_id)
         post.handler = None
-        for task in list(post.workers - post.busy):
+        idle = post.workers - post.busy
+        post.workers.clear()
+        for task in idle:
             task.cancel()
         for parcel in list(self._live.values()):
-            if parcel.envelope.recipient == party.id and parcel.state in ("queued", "parked", "retrying"):
+            waits = parcel.state in ("queued", "parked", "retrying") and not parcel.ending
+            if waits and parcel.envelope.recipient == agent_id:
                 self._end(parcel, "dead_lettered", "handler_absent")
 
     async def _close(self, seconds: float, own: Parcel | None) -> Drained:
         delivered, dead_lettered = self._delivered, self._dead_lettered
+        for post in self._posts.values():
+            post.mailbox.close()
         try:
             async with asyncio.timeout(seconds):
                 while any(
@@ -1488,8 +1607,10 @@ class AgentBus:
             )
         except AuditUnavailable:
             pass  # the store says so itself when it is closed; nothing that was accepted is lost by it
-        for future in self._claims.values():
-            future.cancel()
+        for parcel in self._live.values():
+            parcel.keep()
+        self._drained = True
+        self._changed.set()
         return drained
 
     # --- small things ----------------------------------------------------------------------------------------------
@@ -1503,8 +1624,9 @@ class AgentBus:
                 remedy="open it again; nothing was lost",
             )
 
-    async def _write(self, entry: Entry) -> int:
-        written = Written()
+    async def _write(self, entry: Entry, then: Callable[[BusError | None], None] | None = None) -> int:
+        """Puts an entry and waits. `then` hears what became of it, also when nobody waits any more."""
+        written = Written(then)
         entry.done = written.settle
         self._ledger.put(entry)
         return await written.wait()
@@ -1520,8 +1642,12 @@ class AgentBus:
             entry.texts = (salt, body)
         else:
             fields["value"] = value
-        await self._write(entry)
-        self._admission.facts.durable(changes)
+
+        def then(error: BusError | None) -> None:
+            if error is None:
+                self._admission.facts.durable(changes)
+
+        await self._write(entry, then)
 
     def _accounting(self) -> dict[str, int]:
         counts = dict.fromkeys(WAITING_STATES, 0)
@@ -1540,6 +1666,13 @@ _NO_REPLY: Final = {
     "no_reply": "the handler returned None: return a dict to answer requests",
     "reply_refused": "the constitution refused the reply: see `eab audit search code:policy_denied`",
 }
+
+
+def _disk_silent() -> AuditUnavailable:
+    return AuditUnavailable(
+        f"the disk did not answer within {RECORD_SECONDS_MAX:g} s, so nothing was delivered",
+        remedy="check the disk; sending again with the same id is safe",
+    )
 
 
 def _fault(name: str) -> None:

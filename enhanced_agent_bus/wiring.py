@@ -1,4 +1,4 @@
-"""`open_bus`: settings in, every port filled, opened in order, closed in reverse. The one place where all sides meet."""
+"""`open_bus`: settings in, every port filled, opened in order, closed in reverse. Here alone all sides meet."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from enhanced_agent_bus.clock import SystemClock
 from enhanced_agent_bus.control import ControlServer, socket_path
 from enhanced_agent_bus.engines.cache import DecisionCache
 from enhanced_agent_bus.engines.worker import WorkerEngine
-from enhanced_agent_bus.errors import ConfigInvalid
+from enhanced_agent_bus.errors import ConfigInvalid, ConstitutionRejected
 from enhanced_agent_bus.ledger.home import Home, is_new, open_home
 from enhanced_agent_bus.ledger.memory import MemoryLedger
 from enhanced_agent_bus.ledger.sqlite import SqliteLedger
@@ -57,7 +57,7 @@ async def open_bus(
     if (folder is None or is_new(folder)) and settings.constitution.path is None:
         raise ConfigInvalid(
             f"a new home needs a constitution ({home})",
-            remedy='give open_bus(..., constitution="policies"), or set [constitution] path; `eab init` writes a first one',
+            remedy='give open_bus(..., constitution="policies") or set [constitution] path; `eab init` writes one',
         )
     async with AsyncExitStack() as stack:
         bus = await _build(stack, folder, settings, gates, clock or SystemClock())
@@ -140,7 +140,7 @@ async def _ledger(
 
 
 async def _choose_constitution(bus: AgentBus, engine: WorkerEngine, ledger: Ledger, settings: Settings) -> None:
-    """The one that was active, unless a path is given that is newer (contract §3): any change of a folder is."""
+    """The one that was active, unless the given one is newer (contract §3): for a folder, any change since."""
     given = settings.constitution.path
     stored = ledger.setting("constitution")
     if stored is None:
@@ -148,24 +148,26 @@ async def _choose_constitution(bus: AgentBus, engine: WorkerEngine, ledger: Ledg
             raise ConfigInvalid(
                 "this home has no constitution yet", remedy='give open_bus(..., constitution="policies")'
             )
-        await bus.activate(given)
+        await bus.take(given, given=True)
         return
+    if given is not None and not given.exists():
+        raise ConfigInvalid(
+            f"there is no constitution at {given}",
+            remedy="mend the path, or leave it out to go on with the active one",
+        )
     active = json.loads(stored)
-    await bus.resume(active["digest"], active["source"])
-    if given is None or not given.exists():
-        if given is not None:
-            raise ConfigInvalid(
-                f"there is no constitution at {given}",
-                remedy="mend the path, or leave it out to go on with the active one",
-            )
-        return
-    if await engine.hash(given) == active["digest"]:
-        return
-    if given.is_dir():
-        await bus.activate(given)
-        return
-    candidate = await engine.check(given)
-    if candidate.revision > active["revision"]:
-        await bus.activate(given)
-    else:
-        await bus.note_ignored(candidate.digest, candidate.revision)
+    ended: ConstitutionRejected | None = None
+    try:
+        await bus.resume(active["digest"], active["source"])
+    except ConstitutionRejected as error:  # it has expired, say: a newer one mends that
+        ended = error
+    known = (active["digest"], ledger.setting("given"))  # what was activated since stays
+    if given is not None and await engine.hash(given) not in known:
+        candidate = None if given.is_dir() else await engine.check(given)
+        if candidate is None or candidate.revision > active["revision"]:
+            await bus.take(given, given=True)
+            return
+        if ended is None:
+            await bus.note_ignored(candidate.digest, candidate.revision)
+    if ended is not None:
+        raise ended

@@ -12,6 +12,7 @@ from enhanced_agent_bus.message import MESSAGE_ID, TYPES, Priority
 from enhanced_agent_bus.verdict import Refusal
 
 _PRIORITIES: Final = frozenset(Priority)
+EXPIRES_SECONDS_MAX: Final = 3.2e9  # a hundred years
 _NO_HEADERS: Final[tuple[dict[str, str], bytes]] = ({}, b"{}")
 
 
@@ -41,7 +42,14 @@ class Shape:
         if payload is None:
             return b"{}"
         if isinstance(payload, BaseModel):
-            payload = payload.model_dump(mode="json")
+            try:
+                payload = payload.model_dump(mode="json")
+            except Exception as error:  # noqa: BLE001 - a model's own serializers may raise anything: that is no payload
+                return Refusal(
+                    "malformed",
+                    f"the payload's model cannot be written as JSON: {type(error).__name__}",
+                    "send JSON values only: dict, list, str, int, float, bool, None",
+                )
         return freeze(payload, bytes_max=self._payload_bytes, depth_max=self._depth)
 
     def check(self, draft: Any) -> Shaped | Refusal:
@@ -61,7 +69,7 @@ class Shape:
                 )
         if expires is None:
             expires = self._expires_seconds
-        elif isinstance(expires, bool) or not isinstance(expires, int | float) or math.isnan(expires):
+        elif isinstance(expires, bool) or not isinstance(expires, int | float) or expires != expires:  # noqa: PLR0124 - NaN; math.isnan cannot take a huge int
             return Refusal("malformed", f"expires_in {ascii(expires)[:60]} is no number of seconds", "give seconds")
         elif expires <= 0:
             return Refusal("expired", "expires_in is not more than 0 seconds", "give it time to be delivered")
@@ -79,5 +87,5 @@ class Shape:
             int(priority),
             draft.conversation,
             draft.cause,
-            min(float(expires), 3.2e9),
+            float(min(expires, EXPIRES_SECONDS_MAX)),
         )

@@ -20,7 +20,7 @@ FACTS_SHOWN_MAX: Final = 16  # a scope with more stands apart whole, so that eve
 
 
 class Told(NamedTuple):
-    """All that a decision record says, not yet written out. Called, it gives the fields of a plain one."""
+    """All that a decision record says, not yet written out."""
 
     engine: dict[str, str]
     case: Case
@@ -34,7 +34,8 @@ class Told(NamedTuple):
     cached_from: str | None
     eval_us: int
 
-    def __call__(self) -> dict[str, Any]:
+    def plain(self) -> dict[str, Any]:
+        """Of a decision of which nothing stands apart."""
         return self.fields(self.sight.document() if self.sight is not None else None, None)
 
     def fields(self, shown: Mapping[str, Any] | None, texts: str | None) -> dict[str, Any]:
@@ -114,7 +115,7 @@ class Record:
             self._engine, case, active, sender_n, verdict, code, reasons, decision_id, sight, cached_from, eval_us
         )
         if not reasons and sight is not None and sight.plain and not case.addressed.envelope.headers:
-            return told, None
+            return told.plain, None
         apart: dict[str, Any] = {}
         shown = self._shown(sight.document(), apart) if sight is not None else None
         if any(reason.message or reason.remedy for reason in reasons):

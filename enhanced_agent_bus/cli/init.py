@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -36,6 +38,9 @@ def init(
     explicit = session.home != Path(DEFAULT_HOME)
     home = session.home if explicit else folder / DEFAULT_HOME
     written = write_starter(folder, home)
+    home.mkdir(parents=True, exist_ok=True)
+    policies = os.path.relpath(folder / "policies", home)
+    (home / "eab.toml").write_text(f"[constitution]\npath = {json.dumps(policies)}\n", encoding="utf-8")
     try:
         digest, revision = asyncio.run(_open_once(home, folder / "policies"))
     except BaseException:  # all or nothing: the next try finds the folder as this one did
