@@ -17,7 +17,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 
-from enhanced_agent_bus.errors import ConfigInvalid, StoreCorrupt, StoreLocked
+from enhanced_agent_bus.errors import AuditUnavailable, ConfigInvalid, StoreCorrupt, StoreLocked
 from enhanced_agent_bus.ledger.checkpoint import Signer
 
 HOME_VERSION = 1
@@ -170,7 +170,8 @@ def is_new(path: Path) -> bool:
 def open_home(path: str | Path, *, make: bool = True) -> Home:
     """Locks a home, and makes it first where there is none and `make` is set.
 
-    Raises: StoreLocked; StoreCorrupt, for a home with parts missing; ConfigInvalid, for a folder that is no home.
+    Raises: StoreLocked; StoreCorrupt, for a home with parts missing; ConfigInvalid, for a folder that is no home;
+    AuditUnavailable, when the disk does not take it.
     """
     folder = Path(path).absolute()
     if is_new(folder):
@@ -182,13 +183,19 @@ def open_home(path: str | Path, *, make: bool = True) -> Home:
             raise ConfigInvalid(f"the home {folder} cannot be made: {error.strerror}", remedy="name another") from None
     elif not (folder / "home.json").exists():
         raise _no_home(folder)
-    lock = HomeLock.take(folder)
     try:
-        # Asked again: whoever had the lock until now may have made the home meanwhile.
-        return _make(folder, lock) if is_new(folder) else _recognise(folder, lock)
-    except BaseException:
-        lock.release()
-        raise
+        lock = HomeLock.take(folder)
+        try:
+            # Asked again: whoever had the lock until now may have made the home meanwhile.
+            return _make(folder, lock) if is_new(folder) else _recognise(folder, lock)
+        except BaseException:
+            lock.release()
+            raise
+    except OSError as error:
+        raise AuditUnavailable(
+            f"the home {folder} cannot be written: {error.strerror}",
+            remedy="look at its owner, and at the disk it is on",
+        ) from error
 
 
 def _no_home(folder: Path) -> ConfigInvalid | StoreCorrupt:

@@ -225,7 +225,7 @@ class _Writer:
             except Exception as error:  # noqa: BLE001 - whatever broke, nothing of this batch counts as recorded
                 self._break(batch, error)
         self._finish()
-        self._loop.call_soon_threadsafe(self._ended.set)
+        self._post(self._ended.set)
 
     def _take(self) -> list[Queued]:
         """All that has queued, waiting for the first until something else is due."""

@@ -211,6 +211,19 @@ async def test_full_disk_refuses_and_works_again_with_room(ledger: SqliteLedger,
     assert [record["seq"] for record in stored] == list(range(len(stored)))
 
 
+async def test_slow_disk_delays_and_does_not_lose(ledger: SqliteLedger, arm: Any) -> None:
+    """A commit that takes a second is told when it is durable; the loop goes on meanwhile."""
+    arm("audit.before_commit:1:delay")
+    first = putting(ledger, decision(1))
+    turns = 0
+    async with asyncio.timeout(10):
+        while not first.done():
+            await asyncio.sleep(0)
+            turns += 1
+    assert turns > 100
+    assert ledger.find("desk/order-1") is not None
+
+
 async def test_store_is_mended_without_a_put(ledger: SqliteLedger, arm: Any) -> None:
     """What is certain is written as soon as the disk answers, whether or not anybody sends."""
     (row,) = await put_all(ledger, [decision(1)])

@@ -213,3 +213,14 @@ async def test_restart_does_not_read_the_whole_log(tmp_path: Path, messages: int
     ledger = await open_ledger(home)
     assert ledger.accounting()["delivered"] == messages
     await ledger.close()
+
+
+async def test_home_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    """A home where nothing can be written is AuditUnavailable, with what to look at."""
+    home = tmp_path / "home"
+    await fill(home, 3)
+    (home / "lock").unlink()
+    (home / "lock").mkdir()
+    with pytest.raises(AuditUnavailable, match="cannot be written") as refused:
+        await open_ledger(home)
+    assert refused.value.remedy
