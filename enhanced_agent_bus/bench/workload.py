@@ -1,4 +1,4 @@
-"""The governed workload: an 80-line rule over a directory of agents, and messages of about 1 KB.
+"""The governed workload: one rule of real size over a directory of agents, and messages of about 1 KB.
 
 Seeded, so that every machine measures the same bytes. Agents, tenants, roles and messages are made up.
 """

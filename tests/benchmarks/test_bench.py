@@ -52,14 +52,14 @@ async def test_the_stations_together_are_the_whole_way(tmp_path: Path) -> None:
 
 
 def test_the_command_prints_machine_workload_and_figures_as_one_document(tmp_path: Path) -> None:
-    """`eab bench --only cache --json` is JSON on standard output, and nothing else."""
+    """`eab bench --only start --json` is JSON on standard output, and nothing else."""
     command = [
         sys.executable,
         "-m",
         "enhanced_agent_bus",
         "bench",
         "--only",
-        "cache",
+        "start",
         "--folder",
         str(tmp_path),
         "--json",
@@ -68,10 +68,13 @@ def test_the_command_prints_machine_workload_and_figures_as_one_document(tmp_pat
     document = json.loads(done.stdout)
     assert document["machine"].keys() >= {"cores", "cpu", "python", "opa"}
     assert "1,000 agents" in document["workload"]
-    [figure] = document["figures"]
-    assert figure["target"] == {"side": "at most", "value": 5.0}
-    assert figure["min"] <= figure["median"] <= figure["max"]
-    assert figure["reached"] is (figure["median"] <= 5.0)
+    opened, whole = document["figures"]
+    assert opened["target"] == {"side": "at most", "value": 0.3}
+    assert opened["reached"] is (opened["median"] <= 0.3)
+    assert whole["target"] is None
+    for figure in (opened, whole):
+        assert figure["runs"] > 1
+        assert figure["min"] <= figure["median"] <= figure["max"]
 
 
 def test_a_row_that_is_none_is_wrong_usage() -> None:
@@ -109,11 +112,6 @@ def test_the_workload_is_the_same_everywhere(tmp_path: Path) -> None:
     assert first == list(islice(workload.admitted(profiles), 50))
     assert all(600 < len(json.dumps(load.payload)) < 1100 for load in first)
     assert all(profiles[load.sender].tenant == profiles[load.recipient].tenant for load in first)
-
-
-def test_the_rule_has_the_size_that_the_figures_claim() -> None:
-    """About 80 lines of Rego."""
-    assert 75 <= len(workload.AUTHZ.splitlines()) <= 85
 
 
 def test_every_row_can_be_asked_for_together() -> None:
