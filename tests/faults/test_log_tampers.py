@@ -350,3 +350,23 @@ def test_forged_checkpoint_from_outside_is_refused(copy: Path) -> None:
     with pytest.raises(ValueError, match="not signed"):
         verify(copy / "home", read_key((copy / "home" / "keys" / "log.vkey").read_text()), forged)
     assert isinstance(forged, Note)
+
+
+async def test_running_bus_is_verified_while_it_writes(tmp_path: Path) -> None:
+    """A log that grows while it is read is fine: what came later is left for next time, and no writer is disturbed."""
+    ledger = await open_ledger(tmp_path / "home", checkpoint_records=7)
+    key = read_key((tmp_path / "home" / "keys" / "log.vkey").read_text())
+    checks = [asyncio.create_task(asyncio.to_thread(verify, tmp_path / "home", key)) for _ in range(3)]
+    number = 0
+    while not all(check.done() for check in checks) or number < 50:
+        (row,) = await put_all(ledger, [decision(number)])
+        await put_all(ledger, [move(number, row)])
+        number += 1
+        if number % 10 == 0:
+            checks.append(asyncio.create_task(asyncio.to_thread(verify, tmp_path / "home", key)))
+        if number > 50:
+            await asyncio.gather(*checks)
+    for check in checks:
+        report = check.result()
+        assert report.ok, report.first_bad
+    await ledger.close()
