@@ -1234,7 +1234,9 @@ class AgentBus:
                 parcel,
                 decided,
                 replay=True,
-                then=lambda written, seq, error: self._replayed(parcel, decided, post, reserved, written, seq, error),
+                then=lambda written, seq, error: self._replayed(
+                    parcel, decided, post if reserved else None, written, seq, error
+                ),
             )
             seq = await written.wait()
         finally:
@@ -1248,16 +1250,18 @@ class AgentBus:
         self,
         parcel: Parcel,
         decided: Decided,
-        post: Post,
-        reserved: bool,
+        post: Post | None,
         written: Written,
         seq: int,
         error: BusError | None,
     ) -> None:
-        """The decision on a replay is durable, or could not be written, whatever became of who asked for it."""
+        """The decision on a replay is durable, or could not be written, whatever became of who asked for it.
+
+        `post` has a place for it; without one it was refused.
+        """
         self._rising.discard(parcel.envelope.id)
-        if error is not None or decided.verdict == "refuse":
-            if reserved:
+        if post is None or error is not None or decided.verdict == "refuse":
+            if post is not None:
                 post.mailbox.release()
             return
         parcel.decision_id = decided.decision_id

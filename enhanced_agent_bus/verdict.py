@@ -113,6 +113,7 @@ class Admitted(NamedTuple):
     """Admission's ticket: an allow on exactly these bytes. The ledger takes this, never a bare message."""
 
     envelope: Envelope
+    recipient: Party  # as it was when this was decided
     decision_id: str
     constitution: str
     revision: int

@@ -332,7 +332,12 @@ class Admission:
         admitted = None
         if not answer.hold:
             admitted = Admitted(
-                case.addressed.envelope, decision_id, active.digest, active.revision, answer.obligations
+                case.addressed.envelope,
+                case.addressed.recipient,
+                decision_id,
+                active.digest,
+                active.revision,
+                answer.obligations,
             )
         return Decided(
             verdict,
@@ -388,7 +393,7 @@ class Admission:
         return self._record.decision(
             case,
             active,
-            self.facts.owner("agent", case.addressed.sender.id).n - 1,
+            self.facts.owner("agent", case.addressed.envelope.sender).n - 1,
             verdict,
             code,
             reasons,

@@ -27,7 +27,8 @@ class Mailbox(Generic[T]):
         self._arrivals = 0
         self._starts = 0
         self._takers: deque[asyncio.Future[None]] = deque()
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[asyncio.Future[bool]] = deque()
+        self._closed = False
 
     @property
     def taken(self) -> int:
@@ -51,26 +52,33 @@ class Mailbox(Generic[T]):
         self._taken += 1
 
     async def wait_for_place(self, seconds: float) -> bool:
-        """Takes a place as soon as there is one, in the order of asking; False when none came in time."""
-        if self.reserve():
-            return True
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Takes a place when there is one, in the order of asking; False when none came in time, or at `close`."""
+        if self._closed or self.reserve():
+            return not self._closed
+        place: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.append(place)
         try:
             async with asyncio.timeout(seconds):
-                await place
+                return await place
         except TimeoutError:
             return self._gave_up(place)
         except asyncio.CancelledError:
             if self._gave_up(place):
                 self.release()
             raise
-        return True
 
-    def _gave_up(self, place: asyncio.Future[None]) -> bool:
+    def close(self) -> None:
+        """Nobody waits for a place any more; what is in here stays."""
+        self._closed = True
+        while self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():
+                place.set_result(False)
+
+    def _gave_up(self, place: asyncio.Future[bool]) -> bool:
         """True when the place came in the same instant after all."""
         if place.done() and not place.cancelled():
-            return True
+            return place.result()
         place.cancel()
         if place in self._waiting:
             self._waiting.remove(place)
@@ -87,7 +95,7 @@ class Mailbox(Generic[T]):
             place = self._waiting.popleft()
             if not place.done():
                 self._taken += 1
-                place.set_result(None)
+                place.set_result(True)
 
     def put(self, item: T, priority: int) -> None:
         """Makes a message ready that has its place already."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from enhanced_agent_bus.errors import BusClosed
 from enhanced_agent_bus.message import Envelope, Message
 from enhanced_agent_bus.outcome import Outcome
 from enhanced_agent_bus.verdict import Reason, Recorded
@@ -43,6 +44,7 @@ class Parcel:
     ending: bool = False  # its end is being recorded
     outcome: Outcome | None = None  # set once that is durable
     waiters: list[asyncio.Future[Outcome]] = field(default_factory=list)
+    kept: bool = False  # the bus has closed before its end
     placed: bool = True  # it has a place in its recipient's mailbox
 
     def stop_timer(self) -> None:
@@ -58,10 +60,26 @@ class Parcel:
                 waiter.set_result(outcome)
         self.waiters.clear()
 
+    def keep(self) -> None:
+        """Tells everyone who waits that the end comes in another process, if it comes."""
+        self.kept = True
+        for waiter in (*self.waiters, *([self.replier] if self.replier is not None else [])):
+            if not waiter.done():
+                waiter.set_exception(self._closed())
+        self.waiters.clear()
+
+    def _closed(self) -> BusClosed:
+        return BusClosed(
+            f"the bus closed before {self.envelope.id} ended",
+            remedy="it is kept: open the home again and ask for its outcome",
+        )
+
     async def ended(self, seconds: float | None) -> Outcome:
-        """Waits for the end. Raises: TimeoutError."""
+        """Waits for the end. Raises: TimeoutError; BusClosed."""
         if self.outcome is not None:
             return self.outcome
+        if self.kept:
+            raise self._closed()
         waiter: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self.waiters.append(waiter)
         if seconds is None:

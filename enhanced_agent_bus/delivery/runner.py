@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -35,6 +36,15 @@ class Failed:
     error: str
     text: str
     never_again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Overtaken:
+    """The handler did not start: while it waited for a thread, what allowed it went out of force."""
+
+
+class _Late(Exception):
+    """How a thread says that it did not start; see Overtaken."""
 
 
 class Alarm:
@@ -89,6 +99,8 @@ def misfits(model: type[BaseModel] | None, body: bytes) -> str:
         model.model_validate(orjson.loads(body))
     except ValidationError as error:
         return _misfit(error)
+    except Exception as error:  # noqa: BLE001 - a model's own checks may raise anything: that is no yes
+        return f"its model raised {type(error).__name__[:ERROR_NAME_CHARS_MAX]}"
     return ""
 
 
@@ -106,27 +118,33 @@ async def run(
     seconds: float,
     alarm: Alarm,
     threads: Executor,
-) -> Returned | Failed:
-    """One attempt. Only a cancellation from outside passes through."""
+    still: Callable[[], bool],
+) -> Returned | Failed | Overtaken:
+    """One attempt. Only a cancellation from outside passes through. A thread asks `still` before it starts."""
     if model is not None:
         try:
             message = message.carrying(model.model_validate(message.payload))
         except ValidationError as error:
             return Failed("malformed", "ValidationError", _misfit(error), never_again=True)
+        except Exception as error:  # noqa: BLE001 - a model's own checks are the agent's code, like its handler
+            return _failed(error)
     alarm.start(seconds)
     try:
         if on_loop:
             value = await handler(message)
         else:
             context = copy_context()
-            value = await asyncio.get_running_loop().run_in_executor(threads, context.run, _called, handler, message)
+            started = partial(context.run, _called, handler, message, still)
+            value = await asyncio.get_running_loop().run_in_executor(threads, started)
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
+        if task is not None and task.cancelling() > alarm.rung:  # by somebody else than the alarm
+            raise
         if alarm.rung:
             return Failed("handler_timeout", "TimeoutError", f"no end after {seconds:g} s")
-        if task is not None and task.cancelling():
-            raise
         return _failed(error)  # the handler raised it itself
+    except _Late:
+        return Overtaken()
     except (KeyboardInterrupt, GeneratorExit):  # not the handler's: somebody ends the process, or this coroutine
         raise
     except BaseException as error:  # noqa: BLE001 - whatever a handler raises is a failed attempt, SystemExit too
@@ -138,14 +156,19 @@ async def run(
     if value is None or type(value) is dict:
         return Returned(value)
     if isinstance(value, BaseModel):
-        return Returned(value.model_dump(mode="json"))
+        try:
+            return Returned(value.model_dump(mode="json"))
+        except Exception as error:  # noqa: BLE001 - a model's own serializers may raise anything
+            return _failed(error)
     if inspect.iscoroutine(value):
         value.close()
     return Failed("handler_failed", "TypeError", f"the handler returned {type(value).__name__}: return a dict or None")
 
 
-def _called(handler: Handler, message: Message) -> Any:
+def _called(handler: Handler, message: Message, still: Callable[[], bool]) -> Any:
     """A StopIteration never arrives through a future; PEP 479 does the same for coroutines."""
+    if not still():
+        raise _Late
     try:
         return handler(message)
     except StopIteration as error:

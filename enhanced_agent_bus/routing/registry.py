@@ -63,6 +63,12 @@ class Registry:
             if forget.live:
                 self._index(forget)
 
+    def restore(self, row: AgentRow, party: Party) -> None:
+        """Makes an agent live again as it was, when its release could not be recorded."""
+        self._live[row.id] = party
+        self._rows[row.id] = row
+        self._index(row)
+
     def row(self, agent_id: str) -> AgentRow | None:
         return self._rows.get(agent_id)
 
