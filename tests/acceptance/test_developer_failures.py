@@ -1,6 +1,7 @@
 """Handlers that fail, retries, dead letters, replay and discard, as the documentation promises them."""
 
 import asyncio
+import contextlib
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.developer import Inbox, adds_up, log, log_text, small_bus, until
 from tests.support import write_constitution
 
 QUICK = Retry.exponential(attempts=3, base_seconds=0.001, cap_seconds=0.002)
+NOBODY = {"no": "admit if input.message.id == input.message.type"}
 ONCE = Retry.exponential(attempts=1)
 
 
@@ -82,28 +84,34 @@ async def test_retry_strategy_comes_from_the_settings(tmp_path: Path) -> None:
 
 def test_retry_values_that_cannot_be() -> None:
     """Fewer than one attempt and negative times raise ValueError."""
-    for options in ({"attempts": 0}, {"base_seconds": -1}, {"cap_seconds": -0.1}):
+    wrong: list[dict[str, Any]] = [{"attempts": 0}, {"base_seconds": -1}, {"cap_seconds": -0.1}]
+    for options in wrong:
         with pytest.raises(ValueError, match=r"\S"):
-            Retry.exponential(**options)  # type: ignore[arg-type]  # that is the point
+            Retry.exponential(**options)
 
 
 async def raise_cancelled(_message: Message) -> None:
+    """A cancellation that nobody asked for."""
     raise asyncio.CancelledError
 
 
 async def raise_exit(_message: Message) -> None:
+    """The end of the process, on the loop."""
     raise SystemExit(3)
 
 
 def raise_exit_in_thread(_message: Message) -> None:
+    """The end of the process, in a thread."""
     raise SystemExit(3)
 
 
 def raise_stop(_message: Message) -> None:
+    """What a future cannot carry."""
     raise StopIteration
 
 
 async def raise_group(_message: Message) -> None:
+    """Several at once."""
     raise ExceptionGroup("several", [ValueError(1), KeyError(2)])
 
 
@@ -112,10 +120,12 @@ class OwnKind(BaseException):
 
 
 async def raise_own_kind(_message: Message) -> None:
+    """Not an Exception."""
     raise OwnKind
 
 
 async def raise_surrogate(_message: Message) -> None:
+    """A text that is none."""
     raise FileNotFoundError("a file named \udcff")
 
 
@@ -127,16 +137,28 @@ class Unspeakable(Exception):
 
 
 async def raise_unspeakable(_message: Message) -> None:
+    """An error without words."""
     raise Unspeakable
 
 
 async def raise_long_name(_message: Message) -> None:
+    """An error whose type has a name too long for a record."""
     raise type("E" * 100_000, (Exception,), {})
 
 
 @pytest.mark.parametrize(
     "handler",
-    [raise_cancelled, raise_exit, raise_exit_in_thread, raise_stop, raise_group, raise_own_kind, raise_surrogate, raise_unspeakable, raise_long_name],
+    [
+        raise_cancelled,
+        raise_exit,
+        raise_exit_in_thread,
+        raise_stop,
+        raise_group,
+        raise_own_kind,
+        raise_surrogate,
+        raise_unspeakable,
+        raise_long_name,
+    ],
     ids=lambda handler: handler.__name__,
 )
 async def test_whatever_a_handler_raises_is_a_failed_attempt(tmp_path: Path, handler: Any) -> None:
@@ -212,10 +234,8 @@ async def test_handler_that_swallows_its_cancellation(tmp_path: Path) -> None:
 
         async def stubborn(message: Message) -> dict[str, Any]:
             if message.payload:
-                try:
+                with contextlib.suppress(asyncio.CancelledError):
                     await asyncio.Event().wait()
-                except asyncio.CancelledError:
-                    pass
             return {"ok": True}
 
         desk = await bus.register("desk", tenant="acme")
@@ -293,11 +313,12 @@ async def test_replay_renews_attempts(tmp_path: Path) -> None:
 
 async def test_replay_that_is_refused_leaves_the_dead_letter(tmp_path: Path) -> None:
     """Where the policy has become stricter a replay is refused(policy_denied), names the old decision, and changes
-    nothing: the dead letter stays."""
+    nothing: the dead letter stays.
+    """
     async with small_bus(tmp_path) as bus:
         message_id = await fail_once(bus)
         (letter,) = bus.dead_letters()
-        write_constitution(tmp_path / "stricter", {"nothing": "admit if input.message.id == input.message.type"})
+        write_constitution(tmp_path / "stricter", NOBODY)
         await bus.activate(tmp_path / "stricter")
         receipt = await bus.replay(message_id)
         assert (receipt.state, receipt.code) == ("refused", "policy_denied")

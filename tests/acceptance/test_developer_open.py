@@ -1,6 +1,7 @@
 """Opening, registering and closing, as someone does who has read the documentation and no code."""
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ async def test_changed_folder_counts_when_the_home_is_opened_again(tmp_path: Pat
 
 
 async def test_memory_keeps_nothing_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ ":memory:" works like a home, writes no file, forgets, and is named as a weakening."""
+    """The home ":memory:" works like a home, writes no file, forgets, and is named as a weakening."""
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         async with small_bus(tmp_path, home=":memory:") as bus:
@@ -82,7 +83,7 @@ async def test_memory_keeps_nothing_and_says_so(tmp_path: Path, monkeypatch: pyt
             receipt = await desk.send("booker", {"trip": 7}, id="order")
             assert (await receipt.outcome(timeout=5)).state == "delivered"
             assert bus.status().accounting["accepted"] == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["policies"]
+    assert list(tmp_path.glob("*")) == [tmp_path / "policies"]
 
 
 async def test_constitution_may_be_a_section(tmp_path: Path) -> None:
@@ -207,7 +208,7 @@ async def test_status_is_a_value(tmp_path: Path) -> None:
 
 
 BAD_NAMES = [
-    "", "Desk", "dеsk", "ｄesk", "desk\n", " desk", "../a", "a*", "a b", "-a", ".a", "a" * 129, "x" * 10_000,
+    "", "Desk", "d\u0435sk", "\uff44esk", "desk\n", " desk", "../a", "a*", "a b", "-a", ".a", "a" * 129, "x" * 10_000,
     "a/b", "a:b", "\x00",
 ]  # fmt: skip
 
@@ -276,7 +277,7 @@ async def test_id_stays_with_its_tenant_for_ever(tmp_path: Path) -> None:
         with pytest.raises(AgentExists):
             await bus.register("desk", tenant="globex")
         await bus.register("desk", tenant="acme", roles=["planner"])
-    assert "agent_exists" in {AgentExists("").code}
+    assert AgentExists("").code == "agent_exists"
 
 
 async def test_registration_is_durable(tmp_path: Path) -> None:
@@ -337,9 +338,10 @@ async def test_unregister_makes_dead_letters_of_what_waits(tmp_path: Path) -> No
 async def test_register_values_that_cannot_be(tmp_path: Path) -> None:
     """`when_full`, `concurrency` and `timeout` that make no sense raise ValueError."""
     async with small_bus(tmp_path, home=":memory:") as bus:
-        for options in ({"when_full": "drop"}, {"concurrency": 0}, {"timeout": 0}, {"timeout": -1}):
+        wrong: list[dict[str, Any]] = [{"when_full": "drop"}, {"concurrency": 0}, {"timeout": 0}, {"timeout": -1}]
+        for options in wrong:
             with pytest.raises(ValueError, match=r"\S"):
-                await bus.register("desk", tenant="acme", **options)  # type: ignore[arg-type]  # that is the point
+                await bus.register("desk", tenant="acme", **options)
         assert bus.agents() == []
 
 
@@ -426,7 +428,7 @@ async def test_close_from_a_handler_comes_back(tmp_path: Path) -> None:
 
 async def test_exception_in_the_with_block_keeps_what_waits(tmp_path: Path) -> None:
     """An exception of the caller's passes through unchanged, and messages that wait are kept."""
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - what happens before it is the point
         async with small_bus(tmp_path) as bus:
             desk = await bus.register("desk", tenant="acme")
             await bus.register("booker", tenant="acme")
@@ -434,3 +436,24 @@ async def test_exception_in_the_with_block_keeps_what_waits(tmp_path: Path) -> N
             raise ZeroDivisionError
     async with small_bus(tmp_path) as bus:
         assert bus.status().accounting["parked"] == 1
+
+
+async def test_bundle_that_is_not_signed_is_a_weakening(tmp_path: Path) -> None:
+    """An unsigned bundle opens a home and is named in security_state; an older one given later is logged and ignored,
+    a newer one counts.
+    """
+    bundles = []
+    for revision in ("1", "2", "3"):
+        folder = write_constitution(tmp_path / f"policies-{revision}", revision=revision)
+        bundles.append(tmp_path / f"bundle-{revision}.tar.gz")
+        words = (sys.executable, "-m", "enhanced_agent_bus", "policy", "build", str(folder), "-o", str(bundles[-1]))
+        built = await asyncio.create_subprocess_exec(*words)
+        assert await built.wait() == 0
+    for given, active in ((1, 2), (0, 2), (2, 3)):
+        async with open_bus(tmp_path / "home", constitution=bundles[given], policy={"workers": 1}) as bus:
+            assert bus.status().revision == active
+            assert bus.status().constitution == constitution_digest(tmp_path / f"policies-{active}")
+            assert "unsigned_constitution" in bus.status().security_state
+            assert "constitution_folder" not in bus.status().security_state
+    events = [(record["event"], record["revision"]) for record in log(tmp_path / "home", "policy")]
+    assert events == [("activated", 2), ("ignored", 1), ("activated", 3)]

@@ -8,18 +8,39 @@ import pytest
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "refusals"
 
 # The contract's codes, without those of approvals, OPA servers, breakers and shared transports.
-CODES = set(
-    """
-    malformed too_large too_deep expired hop_limit
-    sender_unregistered recipient_unknown replayed reply_unexpected
-    constitution_mismatch
-    policy_denied
-    policy_undefined policy_malformed policy_error policy_timeout policy_unavailable obligation_unknown facts_full
-    gate_refused gate_broken gate_silent
-    approval_expired
-    queue_full bus_closed
-    attempts_exhausted handler_failed handler_timeout handler_absent no_reply reply_refused
-    """.split()
+CODES = frozenset(
+    [
+        "malformed",
+        "too_large",
+        "too_deep",
+        "expired",
+        "hop_limit",
+        "sender_unregistered",
+        "recipient_unknown",
+        "replayed",
+        "reply_unexpected",
+        "constitution_mismatch",
+        "policy_denied",
+        "policy_undefined",
+        "policy_malformed",
+        "policy_error",
+        "policy_timeout",
+        "policy_unavailable",
+        "obligation_unknown",
+        "facts_full",
+        "gate_refused",
+        "gate_broken",
+        "gate_silent",
+        "approval_expired",
+        "queue_full",
+        "bus_closed",
+        "attempts_exhausted",
+        "handler_failed",
+        "handler_timeout",
+        "handler_absent",
+        "no_reply",
+        "reply_refused",
+    ]
 )
 SECTIONS = ["What happened", "An example", "What to do", "Who is told"]
 

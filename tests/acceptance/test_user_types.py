@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 FINE = '''
 """A small program of a user."""
 
@@ -62,7 +64,8 @@ async def main() -> None:
         await bus.register("nothing", nothing, tenant="acme")
         await bus.register("desk-2", Desk().handle, tenant="acme")
         receipt: Receipt = await desk.send(
-            "booker", {"trip": 7}, type="command", priority=Priority.HIGH, id="order-7", headers={"a": "b"}, expires_in=5
+            "booker", {"trip": 7}, type="command", priority=Priority.HIGH, id="order-7", headers={"a": "b"},
+            expires_in=5,
         )
         reasons: tuple[Reason, ...] = receipt.reasons
         code: str | None = receipt.code
@@ -116,6 +119,12 @@ async def main(bus: AgentBus, agent: Agent) -> None:
 """
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Outside of the checkout, with mypy's cache for both programs."""
+    return tmp_path_factory.mktemp("user")
+
+
 def check(folder: Path, program: str) -> list[str]:
     """What mypy --strict finds, run as a user runs it: outside of the checkout and of its settings."""
     file = folder / "program.py"
@@ -129,12 +138,12 @@ def check(folder: Path, program: str) -> list[str]:
     return found.stdout.splitlines()
 
 
-def test_users_program_is_clean(tmp_path: Path) -> None:
+def test_users_program_is_clean(folder: Path) -> None:
     """A program that uses the public names as documented has no finding."""
-    assert check(tmp_path, FINE) == []
+    assert check(folder, FINE) == []
 
 
-def test_users_mistakes_are_found(tmp_path: Path) -> None:
+def test_users_mistakes_are_found(folder: Path) -> None:
     """A wrong type, a missing argument, an assignment to a frozen value: each line is found."""
-    lines = {int(line.split(":")[1]) for line in check(tmp_path, WRONG) if ": error:" in line}
+    lines = {int(line.split(":")[1]) for line in check(folder, WRONG) if ": error:" in line}
     assert lines == {11, 12, 14, 15, 16, 17}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from enhanced_agent_bus import Agent, AgentBus, Receipt
-from tests.developer import PATIENT, Inbox, SteppedClock, log, small_bus
+from tests.developer import Inbox, SteppedClock, log, small_bus
 from tests.support import write_constitution
 
 POLICIES = 40
@@ -67,7 +67,9 @@ class Author:
             lambda: self._test("part"),
             lambda: self._test(f"{place}[{self._random.randrange(2)}]"),
             lambda: f'object.get(input.facts.sender, "seen", 0) < {self._random.randint(2, 12)}',
-            lambda: f'{self._random.choice(("", "not "))}"b" in input.{self._random.choice(("sender", "recipient"))}.roles',
+            lambda: (
+                f'{self._random.choice(("", "not "))}"b" in input.{self._random.choice(("sender", "recipient"))}.roles'
+            ),
             self._named,
             self._named,
         )
@@ -290,8 +292,7 @@ async def test_new_registration_of_an_id_is_another_sender(tmp_path: Path) -> No
 async def test_no_cached_decision_outlives_its_time(tmp_path: Path) -> None:
     """After `cache_seconds` by the monotonic clock the policy is asked again, whatever the wall clock says."""
     clock = SteppedClock()
-    settings = {"policy": {**PATIENT, "cache_seconds": 5}}
-    async with small_bus(tmp_path, {"kind": PAYLOAD_ONLY}, clock=clock, **settings) as bus:
+    async with small_bus(tmp_path, {"kind": PAYLOAD_ONLY}, clock=clock, policy={"cache_seconds": 5}) as bus:
         desk = await bus.register("desk", tenant="acme")
         await bus.register("booker", Inbox(), tenant="acme")
 
@@ -327,7 +328,9 @@ async def test_clock_in_the_input_is_never_cached_away(tmp_path: Path) -> None:
 
 async def test_facts_that_are_read_are_part_of_the_question(tmp_path: Path) -> None:
     """A policy that reads a fact is asked again when the fact has changed; one that does not read it hits."""
-    rules = {"once": 'admit if not input.facts.sender.done\nremember contains {"scope": "sender", "key": "done", "add": 1}'}
+    rules = {
+        "once": 'admit if not input.facts.sender.done\nremember contains {"scope": "sender", "key": "done", "add": 1}'
+    }
     async with small_bus(tmp_path, rules) as bus:
         desk = await bus.register("desk", tenant="acme")
         await bus.register("booker", Inbox(), tenant="acme")

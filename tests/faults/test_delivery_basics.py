@@ -259,9 +259,8 @@ async def test_remember_in_another_shape_is_malformed(tmp_path: Path, note: str)
 HOLD = """
 admit if input.message.id
 code := "large"
-hold contains {"approvers": 1, "roles": ["chief"], "expires_in": object.get(input.message.payload, "seconds", 3600)} if {
-	input.message.payload.amount > 10
-}
+hold contains {"approvers": 1, "roles": ["chief"], "expires_in": seconds} if input.message.payload.amount > 10
+seconds := object.get(input.message.payload, "seconds", 3600)
 remember contains {"scope": "sender", "key": "spent", "add": input.message.payload.amount}
 """
 
@@ -344,9 +343,7 @@ async def test_no_waiting_message_starts_under_the_old_constitution(tmp_path: Pa
         agents: list[Agent] = [await bus.register(f"desk-{n}", tenant="acme") for n in range(4)]
         for name in ("one", "two"):
             await bus.register(name, book, tenant="acme")
-        receipts = await asyncio.gather(
-            *(agents[n % 4].send(("one", "two")[n % 2], {"n": n}) for n in range(1002))
-        )
+        receipts = await asyncio.gather(*(agents[n % 4].send(("one", "two")[n % 2], {"n": n}) for n in range(1002)))
         await until(lambda: len(started) == 2)
         old = bus.status().constitution
         new = write_constitution(tmp_path / "new", {"even": "admit if input.message.payload.n % 4 < 2"})
@@ -368,6 +365,70 @@ async def test_no_waiting_message_starts_under_the_old_constitution(tmp_path: Pa
     assert all(record["previous"] == firsts[record["message_id"]] for record in decisions)
     (activated,) = [r["seq"] for r in log(tmp_path / "home", "policy", digest=activation.digest)]
     assert activated < decisions[0]["seq"]
+
+
+async def test_no_handler_starts_under_a_constitution_that_is_not_active(tmp_path: Path) -> None:
+    """While messages are sent and constitutions change all the time, each handler starts under the one active then."""
+    async with small_bus(tmp_path) as bus:
+        wrong: list[str] = []
+        started: list[str] = []
+
+        async def book(message: Message) -> None:
+            started.append(message.constitution)
+            if message.constitution != bus.status().constitution:
+                wrong.append(message.id)
+            await asyncio.sleep(0)
+
+        for name in ("one", "two"):
+            await bus.register(name, book, tenant="acme", concurrency=2)
+        desk = await bus.register("desk", tenant="acme")
+        done = asyncio.Event()
+
+        async def send(name: str) -> None:
+            while not done.is_set():
+                await asyncio.gather(*(desk.send(name) for _ in range(20)))
+
+        sending = [asyncio.create_task(send(name)) for name in ("one", "two")]
+        for number in range(6):
+            activation = await bus.activate(write_constitution(tmp_path / "new", name=f"number {number}"))
+            before = len(started)
+            await until(lambda before=before: len(started) > before + 20)  # type: ignore[misc]
+            assert set(started[before:]) == {activation.digest}
+        done.set()
+        await asyncio.gather(*sending)
+        await bus.wait_idle(timeout=20)
+        assert wrong == []
+        assert len(set(started)) == 7
+        assert adds_up(bus.status().accounting)
+
+
+async def test_agent_that_comes_back_has_its_concurrency(tmp_path: Path) -> None:
+    """An agent that unregisters while its handler runs, and registers again, still runs one message at a time."""
+    async with small_bus(tmp_path) as bus:
+        doorman = Doorman()
+        at_once: list[int] = []
+        running = 0
+
+        async def book(_message: Message) -> None:
+            nonlocal running
+            running += 1
+            at_once.append(running)
+            for _ in range(3):
+                await asyncio.sleep(0)
+            running -= 1
+
+        desk = await bus.register("desk", tenant="acme")
+        booker = await bus.register("booker", doorman, tenant="acme")
+        first = await desk.send("booker")
+        await until(lambda: doorman.got)
+        await booker.unregister()
+        await bus.register("booker", book, tenant="acme")
+        doorman.open.set()
+        await first.outcome(timeout=5)
+        await asyncio.gather(*(desk.send("booker", {"n": n}) for n in range(20)))
+        await bus.wait_idle(timeout=10)
+        assert len(at_once) == 20
+        assert max(at_once) == 1
 
 
 async def test_parked_message_is_decided_under_the_constitution_of_its_start(tmp_path: Path) -> None:
@@ -439,7 +500,12 @@ async def test_rejected_constitution_changes_nothing(tmp_path: Path) -> None:
 
 async def test_accounting_adds_up_at_every_instant(tmp_path: Path) -> None:
     """While a mixed load runs, at every sample and after a restart, accepted is the sum of all states."""
-    rules = {"most": 'admit if input.message.payload.n % 7 != 0\nhold contains {"approvers": 1, "roles": ["chief"]} if input.message.payload.n % 11 == 5'}
+    rules = {
+        "most": """
+admit if input.message.payload.n % 7 != 0
+hold contains {"approvers": 1, "roles": ["chief"]} if input.message.payload.n % 11 == 5
+"""
+    }
     samples: list[dict[str, int]] = []
     async with small_bus(tmp_path, rules, delivery={"drain_seconds": 0.05}) as bus:
 
@@ -463,7 +529,10 @@ async def test_accounting_adds_up_at_every_instant(tmp_path: Path) -> None:
 
         sampling = asyncio.create_task(sample())
         receipts = await asyncio.gather(
-            *(agents[n % 8].send(("one", "two", "stuck", "absent")[n % 4], {"n": n}, expires_in=600) for n in range(400))
+            *(
+                agents[n % 8].send(("one", "two", "stuck", "absent")[n % 4], {"n": n}, expires_in=600)
+                for n in range(400)
+            )
         )
         await until(lambda: not any(w.recipient in ("one", "two") and w.state != "held" for w in bus.queue()))
         done.set()
