@@ -2,7 +2,7 @@
 # make test    set everything up and run every check and test
 # make setup   only .venv, with the package and the policy worker
 #
-# More: lint, fuzz, soak, bench, clean. Wanted: Python 3.11 or later (`make PYTHON=...` names one) and the package
+# More: lint, fuzz, soak, bench, figures, clean. Wanted: Python 3.11 or later (`make PYTHON=...` names one) and the package
 # registries. Go is used where it is installed; otherwise it comes as a Python package. No target needs an activated
 # environment, and each does again only what changed.
 
@@ -25,7 +25,7 @@ PYTEST_ARGS ?=
 WITH_GO := $(CURDIR)/$(BIN)/python $(CURDIR)/tools/with_go.py
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: help setup demo test lint go-test fuzz soak bench clean
+.PHONY: help setup demo test lint go-test fuzz soak bench figures clean
 .DELETE_ON_ERROR:
 .SUFFIXES:
 
@@ -71,6 +71,11 @@ soak: setup $(OPA)
 
 bench: setup $(VENV)/.installed-bench
 	@$(BIN)/eab bench
+
+# README's table, from a run on this machine.
+figures: setup $(VENV)/.installed-bench
+	@$(BIN)/eab --json bench --full > $(VENV)/figures.json
+	@$(BIN)/python tools/figures.py < $(VENV)/figures.json
 
 clean:
 	rm -rf $(VENV) .tools build dist enhanced_agent_bus/_bin .hypothesis .mypy_cache .pytest_cache .ruff_cache
