@@ -1,11 +1,12 @@
-"""What the package shows at its front door: the public names, sorted, documented, typed, and nothing else."""
+"""What the package shows at its front door: the public names, sorted, documented, typed, and nothing else.
+
+Not here: what a user's program gets from mypy --strict (acceptance/test_user_types.py).
+"""
 
 from __future__ import annotations
 
 import enum
 import inspect
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -90,58 +91,3 @@ def test_type_checkers_look_inside() -> None:
 def test_the_version_is_one() -> None:
     """`__version__` is what was installed."""
     assert enhanced_agent_bus.__version__ == version("opa-agent-bus")
-
-
-def test_a_users_program_passes_mypy_strict(tmp_path: Path) -> None:
-    """What a program gets from the front door has the types of the documentation."""
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
-    command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={tmp_path}", str(program)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-PROGRAM: Final = """
-from pydantic import BaseModel
-
-from enhanced_agent_bus import Agent, AgentBus, Gate, Message, Pass, Priority, Reason, Receipt, Refusal, Retry, open_bus
-
-
-class Trip(BaseModel):
-    trip: int
-
-
-class OfficeDoor:
-    name = "door"
-
-    async def check(self, message: Message) -> Pass | Refusal:
-        return Pass() if message.priority < Priority.CRITICAL else Refusal("loud", "too loud", "whisper")
-
-
-async def book(message: Message) -> dict[str, int] | None:
-    return {"trip": int(message.payload["trip"])}
-
-
-def count(message: Message) -> None:
-    print(message.id, message.attempt, message.created_at.isoformat(), message.headers.get("trace"))
-
-
-async def main() -> None:
-    gate: Gate = OfficeDoor()
-    async with open_bus("home", constitution="policies", gates=[gate], policy={"timeout_seconds": 1}) as bus:
-        opened: AgentBus = bus
-        desk: Agent = await opened.register("desk", tenant="acme", roles=["planner"])
-        await bus.register("booker", handler=book, tenant="acme", payload=Trip, retry=Retry.exponential(attempts=2))
-        await bus.register("counter", handler=count, tenant="acme", topics=["trips"], timeout=1.5, when_full="refuse")
-        receipt: Receipt = await desk.send("booker", {"trip": 7}, priority=Priority.HIGH, expires_in=30)
-        reasons: tuple[Reason, ...] = receipt.reasons
-        code: str | None = receipt.code
-        seq: int = receipt.audit_seq
-        attempts: int = (await receipt.outcome(timeout=5)).attempts
-        reply: Message = await desk.request("booker", Trip(trip=8), timeout=5)
-        many: list[Receipt] = await desk.publish("trips", {"note": "delay"})
-        accounting: dict[str, int] = bus.status().accounting
-        digest: str = (await bus.activate("policies")).digest
-        kept: int = (await bus.close()).kept
-        print(reasons, code, seq, attempts, reply.payload, many, accounting, digest, kept)
-"""
