@@ -259,28 +259,31 @@ class Scan:
         names = b'","bus":"%b","node":"%b"' % (bus, node) if node else b'","bus":"'
         frontier, kinds, outside = self.frontier, self._kinds, self._outside_size
         expected, before, bad = 0, b"", None
-        for row, body in self._source.records():
-            if expected == outside:
-                self.outside_root = root_of(frontier)
-            front = b'{"v":1,"seq":%d,"kind":"' % expected
-            end = body.find(b'"', len(front))
-            start = end + 35  # behind `","at":"` and the time
-            if row != expected or not body.startswith(front) or not body.startswith(names, start):
-                bad = self._misplaced(expected, row, body)
-                break
-            kind, at = body[len(front) : end], body[end + 8 : start]
-            if at < before:
-                self._blame("time", expected, kind, "inserted", f"at {at.decode()}: before the record before it")
-            before = at
-            check = kinds.get(kind)
-            if check is not None and not self._checked(check, expected, body, start):
-                break
-            self.report.erased += kind == b"erasure"
-            grow(frontier, expected, sha256(b"\0" + body).digest())
-            expected += 1
+        try:
+            for row, body in self._source.records():
+                if expected == outside:
+                    self.outside_root = root_of(frontier)
+                front = b'{"v":1,"seq":%d,"kind":"' % expected
+                end = body.find(b'"', len(front))
+                start = end + 35  # behind `","at":"` and the time
+                if row != expected or not body.startswith(front) or not body.startswith(names, start):
+                    bad = self._misplaced(expected, row, body)
+                    break
+                kind, at = body[len(front) : end], body[end + 8 : start]
+                if at < before:
+                    self._blame("time", expected, kind, "inserted", f"at {at.decode()}: before the record before it")
+                before = at
+                check = kinds.get(kind)
+                if check is None:
+                    self.report.erased += kind == b"erasure"
+                elif not check(expected, body, start):
+                    break
+                grow(frontier, expected, sha256(b"\0" + body).digest())
+                expected += 1
+        finally:
+            self.report.size = expected
         if expected == outside:
             self.outside_root = root_of(frontier)
-        self.report.size = expected
         if bad is not None:
             for verdict in ("integrity", "completeness") if bad.damage == "missing" else ("integrity",):
                 self.report.blame(verdict, bad)
@@ -298,12 +301,7 @@ class Scan:
         self.report.blame(verdict, Bad(seq, seq, kind.decode(), damage, why))
         return False
 
-    def _checked(self, check: Callable[[int, bytes, int], bool], seq: int, body: bytes, start: int) -> bool:
-        """False, as from each check, when the rest of the log cannot be judged after this record."""
-        try:
-            return check(seq, body, start)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return self._blame("integrity", seq, b"", "altered", "the record cannot be read")
+    # Each check returns False when the rest of the log cannot be judged after it.
 
     def _decision(self, seq: int, body: bytes, start: int) -> bool:
         brace = body.find(b"{", start)  # before it every key belongs to the record itself
@@ -406,18 +404,18 @@ def verify(path: Path, key: Key, outside: Note | None = None) -> Report:
     if outside is not None and not key.opens(outside.text):
         raise ValueError(f"the outside checkpoint was not signed by the key of {key.name or 'this log'}")
     path.stat()  # whether there is anything to check
-    report, seen = Report(), list[Note]()
+    report = Report()
     try:
         with open_database(path) if path.is_dir() else nullcontext() as database:
             source = _home_source(path, database) if database else Source(lambda: enumerate(_lines(path)))
             scan = Scan(source, key, outside)
-            report, seen = scan.report, scan.seen
+            report = scan.report
             scan.run()
             _judge(scan, source, key, outside)
             scan.end()
-    except (sqlite3.DatabaseError, OSError, ValueError) as error:
-        first = seen[-1].size if seen else 0
-        report.blame("integrity", Bad(first, max(first, report.size), None, "altered", f"it cannot be read: {error}"))
+    except (sqlite3.DatabaseError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        why = f"it cannot be read: {error!r}"
+        report.blame("integrity", Bad(report.size, report.size, None, "altered", why))
     return report
 
 

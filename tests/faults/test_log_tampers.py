@@ -333,6 +333,18 @@ def test_garbage_in_place_of_a_record_is_found(copy: Path, line: bytes) -> None:
     assert (report.first_bad.seq, report.first_bad.damage) == (VICTIM, "altered")
 
 
+@pytest.mark.parametrize("seq", [VICTIM, 0])
+def test_record_cut_short_is_found(copy: Path, seq: int) -> None:
+    """A record that begins as it should and breaks off is named."""
+    log = copy / "log.jsonl"
+    lines = export(copy / "home", log)
+    lines[seq] = lines[seq][:250]
+    log.write_bytes(b"".join(line + b"\n" for line in lines))
+    report = verify(log, read_key((copy / "home" / "keys" / "log.vkey").read_text()))
+    assert report.first_bad is not None
+    assert (report.first_bad.seq, report.first_bad.damage) == (seq, "altered")
+
+
 def test_empty_or_missing_log_is_never_ok(copy: Path, tmp_path: Path) -> None:
     """An empty file, a home without its database and a file that is not there are not verified."""
     key = copy / "home" / "keys" / "log.vkey"
