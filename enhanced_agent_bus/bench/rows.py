@@ -31,7 +31,8 @@ ROWS: Final[dict[str, Row]] = {
 }
 WORKLOAD: Final = (
     f"messages of about 1 KB between {workload.AGENTS:,} agents of {workload.TENANTS} tenants, {QUICK.distinct:,} "
-    f"different ones that the policy admits; one rule of {len(workload.AUTHZ.splitlines())} lines; log on, decisions cached unless said"
+    f"different ones that the policy admits; one rule of {len(workload.AUTHZ.splitlines())} lines; log on, decisions "
+    "cached unless said"
 )
 
 
