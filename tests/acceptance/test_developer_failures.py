@@ -428,3 +428,41 @@ async def test_text_of_an_exception_stays_out_of_the_log(tmp_path: Path) -> None
         await bus.discard(receipt.message_id, reason="done")
     assert secret not in log_text(tmp_path / "home")
     assert '"type":"ValueError"' in log_text(tmp_path / "home")
+
+
+async def test_replays_and_discards_at_once(tmp_path: Path) -> None:
+    """Of several replays and discards of one dead letter at once a single one counts; the others are KeyErrors."""
+    async with small_bus(tmp_path) as bus:
+        desk = await bus.register("desk", tenant="acme")
+        for number in range(4):
+            inbox = Inbox(ValueError())
+            name = f"booker-{number}"
+            await bus.register(name, inbox, tenant="acme", retry=ONCE)
+            message_id = (await desk.send(name, id=name)).message_id
+            await bus.outcome(message_id, timeout=5)
+            moves: list[Any] = [bus.replay(message_id), bus.discard(message_id, reason="done"), bus.replay(message_id)]
+            moves = moves[number % 2 :] + moves[: number % 2]
+            done = await asyncio.gather(*moves, return_exceptions=True)
+            assert sum(isinstance(one, KeyError) for one in done) == 2, done
+            await bus.wait_idle(timeout=5)
+            assert len(inbox.got) == (2 if (await bus.outcome(message_id)).state == "delivered" else 1)
+            assert adds_up(bus.status().accounting)
+        assert bus.status().accounting["dead_lettered"] == 0
+        assert bus.status().accounting["accepted"] == 4
+
+
+async def test_dead_letter_of_an_absent_agent_is_delivered_when_it_is_back(tmp_path: Path) -> None:
+    """What died because its recipient had gone (handler_absent) can be replayed once the recipient is registered."""
+    async with small_bus(tmp_path) as bus:
+        desk = await bus.register("desk", tenant="acme")
+        absent = await bus.register("absent", tenant="acme")
+        receipt = await desk.send("absent", {"n": 1}, id="order")
+        await absent.unregister()
+        assert (await receipt.outcome(timeout=5)).code == "handler_absent"
+        assert (await bus.replay("desk/order")).code == "recipient_unknown"
+        assert [letter.message_id for letter in bus.dead_letters()] == ["desk/order"]
+        inbox = Inbox()
+        await bus.register("absent", inbox, tenant="acme")
+        outcome = await (await bus.replay("desk/order")).outcome(timeout=5)
+        assert (outcome.state, outcome.attempts) == ("delivered", 1)
+        assert len(inbox.got) == 1

@@ -457,3 +457,38 @@ async def test_bundle_that_is_not_signed_is_a_weakening(tmp_path: Path) -> None:
             assert "constitution_folder" not in bus.status().security_state
     events = [(record["event"], record["revision"]) for record in log(tmp_path / "home", "policy")]
     assert events == [("activated", 2), ("ignored", 1), ("activated", 3)]
+
+
+async def test_nobody_waits_for_ever_on_a_bus_that_closes(tmp_path: Path) -> None:
+    """Senders that wait for room, requesters and who waits for an outcome are told BusClosed, and nothing is lost."""
+    async with small_bus(tmp_path, limits={"mailbox": 1}) as bus:
+        desk = await bus.register("desk", tenant="acme")
+        doorman = Doorman()
+        await bus.register("booker", doorman, tenant="acme")
+        asking = asyncio.create_task(desk.request("booker", timeout=60, id="ask"))
+        await until(lambda: doorman.got)
+        waiting = [asyncio.create_task(desk.send("booker", id=f"order-{n}")) for n in range(3)]
+        watching = asyncio.create_task(bus.outcome("desk/ask"))
+        await asyncio.sleep(0)
+        assert (await bus.close(timeout=0.05)).kept == 1
+        ended = await asyncio.wait_for(asyncio.gather(asking, watching, *waiting, return_exceptions=True), timeout=5)
+        assert [type(one) for one in ended] == [BusClosed] * 5
+    async with small_bus(tmp_path) as bus:
+        assert bus.status().accounting["accepted"] == 1
+
+
+async def test_sender_that_waits_for_an_agent_that_goes(tmp_path: Path) -> None:
+    """A sender that waits for room in the mailbox of an agent that unregisters is refused(recipient_unknown)."""
+    async with small_bus(tmp_path, limits={"mailbox": 1}) as bus:
+        desk = await bus.register("desk", tenant="acme")
+        doorman = Doorman()
+        booker = await bus.register("booker", doorman, tenant="acme")
+        first = await desk.send("booker")
+        await until(lambda: doorman.got)
+        waiting = [asyncio.create_task(desk.send("booker")) for _ in range(3)]
+        await asyncio.sleep(0)
+        await booker.unregister()
+        doorman.open.set()
+        assert [(await task).code for task in waiting] == ["recipient_unknown"] * 3
+        assert (await first.outcome(timeout=5)).state == "delivered"
+        assert bus.status().accounting["accepted"] == 1
