@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from enhanced_agent_bus.errors import BusError
 from enhanced_agent_bus.message import Envelope, Message
-from enhanced_agent_bus.verdict import Answer, Pass, Refusal
+from enhanced_agent_bus.verdict import Admitted, Answer, Pass, Recorded, Refusal
 
 
 @runtime_checkable
@@ -198,6 +198,8 @@ class Entry:
     agent: AgentRow | None = None
     settings: Mapping[str, str] = field(default_factory=dict)  # rows of the home's own key-value table
     certain: bool = False
+    admitted: Admitted | None = None  # the allow that this entry records
+    recorded: Recorded | None = None  # the ledger's ticket for it, made once it is durable
     done: Callable[[int, BusError | None], None] | None = None
 
 
@@ -264,6 +266,10 @@ class Ledger(Protocol):
 
     def record(self, seq: int) -> bytes:
         """The stored bytes of one record. Raises: KeyError."""
+        ...
+
+    def texts(self, seq: int) -> bytes | None:
+        """What stands apart from one record, as it was put; None when there is nothing, or no longer."""
         ...
 
     def agents(self) -> list[AgentRow]: ...

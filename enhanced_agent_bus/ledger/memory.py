@@ -14,6 +14,7 @@ from enhanced_agent_bus.errors import AuditUnavailable, BusError
 from enhanced_agent_bus.ledger import rows
 from enhanced_agent_bus.outcome import END_STATES, WAITING_STATES
 from enhanced_agent_bus.ports import AgentRow, Clock, Entry, FactChange, Move, Opening, StoredMessage
+from enhanced_agent_bus.verdict import Recorded
 
 #: The oldest record goes when there are more.
 RECORDS_MAX: Final = 1_000
@@ -93,6 +94,8 @@ class MemoryLedger:
             self._settings.update(entry.settings)
         self._records.append((seq, self._at_us, entry))
         self._size = seq + 1
+        if entry.admitted is not None:
+            entry.recorded = Recorded(entry.admitted, seq)
         if entry.done is not None:
             entry.done(seq, None)
 
@@ -158,6 +161,11 @@ class MemoryLedger:
         if not first <= seq < self._size:
             raise KeyError(seq)
         return self._written([self._records[seq - first]])[0]
+
+    def texts(self, seq: int) -> bytes | None:
+        first = self._size - len(self._records)
+        texts = self._records[seq - first][2].texts if first <= seq < self._size else None
+        return None if texts is None else texts[1]
 
     def records(self) -> list[bytes]:
         """The newest records, as a home would have stored them."""

@@ -58,6 +58,10 @@ class Reads:
             raise KeyError(seq)
         return bytes(found[0][0])
 
+    def texts(self, seq: int) -> bytes | None:
+        found = self._all(sql.TEXTS, (seq,))
+        return bytes(found[0][0]) if found else None
+
     def agents(self) -> list[AgentRow]:
         return [rows.stored_agent(text) for (text,) in self._all(sql.AGENTS)]
 

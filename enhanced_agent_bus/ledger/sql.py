@@ -108,6 +108,7 @@ FACT_ROWS: Final = (
     " ORDER BY scope, owner, key"
 )
 AGENTS: Final = "SELECT agent FROM agents ORDER BY id"
+TEXTS: Final = "SELECT body FROM texts WHERE seq = ?"
 RECORD: Final = "SELECT body FROM records WHERE seq = ?"
 SETTING: Final = "SELECT value FROM settings WHERE key = ?"
 

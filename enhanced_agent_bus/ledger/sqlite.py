@@ -20,6 +20,7 @@ from enhanced_agent_bus.ledger.home import Home
 from enhanced_agent_bus.ledger.reads import Reads
 from enhanced_agent_bus.ledger.store import Queued, Store
 from enhanced_agent_bus.ports import AgentRow, Clock, Entry, FactChange, StoredMessage
+from enhanced_agent_bus.verdict import Recorded
 
 #: More entries than this wait for the next commit; a commit of so many takes some 50 ms.
 BATCH_ENTRIES_MAX: Final = 2000
@@ -124,6 +125,9 @@ class SqliteLedger:
     def record(self, seq: int) -> bytes:
         return self._read().record(seq)
 
+    def texts(self, seq: int) -> bytes | None:
+        return self._read().texts(seq)
+
     def agents(self) -> list[AgentRow]:
         return self._read().agents()
 
@@ -164,6 +168,8 @@ class SqliteLedger:
 
 
 def _tell(entry: Entry, seq: int, error: BusError | None) -> None:
+    if error is None and entry.admitted is not None:
+        entry.recorded = Recorded(entry.admitted, seq)
     if entry.done is None:
         return
     try:

@@ -16,6 +16,7 @@ from enhanced_agent_bus.errors import AuditUnavailable, BusError
 from enhanced_agent_bus.ledger.memory import MemoryLedger
 from enhanced_agent_bus.outcome import END_STATES, WAITING_STATES
 from enhanced_agent_bus.ports import AgentRow, Entry, FactChange, Ledger
+from enhanced_agent_bus.verdict import Admitted, Recorded
 from tests.entries import decision, envelope, move, open_ledger, put_all, putting
 
 
@@ -63,6 +64,25 @@ async def test_envelope_is_kept_whatever_its_record_says(ledger: Ledger) -> None
     stored = ledger.find("desk/order-1")
     assert stored is not None
     assert stored.envelope == envelope(1)
+
+
+async def test_ticket_is_made_when_the_allow_is_durable(ledger: Ledger) -> None:
+    """An entry that records an allow gets its ticket from the ledger, with the seq of the record, and no other does."""
+    entry, other = decision(1), decision(2)
+    entry.admitted = Admitted(envelope(1), "desk/order-1#0001", "c" * 64, 1)
+    assert entry.recorded is None
+    seq, _ = await put_all(ledger, [entry, other])
+    assert entry.recorded == Recorded(entry.admitted, seq)
+    assert other.recorded is None
+
+
+async def test_words_that_stand_apart_are_read_back(ledger: Ledger) -> None:
+    """What was put beside a record is found by its seq; beside others there is nothing."""
+    entry = decision(1)
+    entry.texts = (b"s" * 32, b'{"reasons":[["too much","ask"]]}')
+    first, second = await put_all(ledger, [entry, decision(2)])
+    assert ledger.texts(first) == b'{"reasons":[["too much","ask"]]}'
+    assert ledger.texts(second) is None
 
 
 async def test_move_changes_what_became_of_a_message(ledger: Ledger) -> None:
