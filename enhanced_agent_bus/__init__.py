@@ -1,37 +1,7 @@
 """A message bus for AI agents: every message is decided by policy before it is delivered, and that can be proved."""
 
-from enhanced_agent_bus.agent import Agent
-from enhanced_agent_bus.bus import AgentBus
-from enhanced_agent_bus.errors import (
-    AgentExists,
-    AuditUnavailable,
-    BusClosed,
-    BusError,
-    ConfigInvalid,
-    ConstitutionRejected,
-    EngineMissing,
-    NotDelivered,
-    Refused,
-    RequestTimeout,
-    StoreCorrupt,
-    StoreLocked,
-)
-from enhanced_agent_bus.message import Message, Priority
-from enhanced_agent_bus.outcome import (
-    Activation,
-    AgentInfo,
-    DeadLetter,
-    Drained,
-    Fact,
-    Outcome,
-    Receipt,
-    Status,
-    Waiting,
-)
-from enhanced_agent_bus.ports import Gate
-from enhanced_agent_bus.recovery.retry import Retry
-from enhanced_agent_bus.verdict import Pass, Reason, Refusal
-from enhanced_agent_bus.wiring import open_bus
+import importlib as _importlib
+import typing as _typing
 
 __all__ = [
     "Activation",
@@ -67,3 +37,66 @@ __all__ = [
     "open_bus",
 ]
 __version__ = "0.1.0"
+
+if _typing.TYPE_CHECKING:
+    from enhanced_agent_bus.agent import Agent
+    from enhanced_agent_bus.bus import AgentBus
+    from enhanced_agent_bus.errors import (
+        AgentExists,
+        AuditUnavailable,
+        BusClosed,
+        BusError,
+        ConfigInvalid,
+        ConstitutionRejected,
+        EngineMissing,
+        NotDelivered,
+        Refused,
+        RequestTimeout,
+        StoreCorrupt,
+        StoreLocked,
+    )
+    from enhanced_agent_bus.message import Message, Priority
+    from enhanced_agent_bus.outcome import (
+        Activation,
+        AgentInfo,
+        DeadLetter,
+        Drained,
+        Fact,
+        Outcome,
+        Receipt,
+        Status,
+        Waiting,
+    )
+    from enhanced_agent_bus.ports import Gate
+    from enhanced_agent_bus.recovery.retry import Retry
+    from enhanced_agent_bus.verdict import Pass, Reason, Refusal
+    from enhanced_agent_bus.wiring import open_bus
+else:  # At run time each name is imported when it is first asked for (PEP 562): `eab --help` needs no bus.
+    _ERRORS = (
+        *("AgentExists", "AuditUnavailable", "BusClosed", "BusError", "ConfigInvalid", "ConstitutionRejected"),
+        *("EngineMissing", "NotDelivered", "Refused", "RequestTimeout", "StoreCorrupt", "StoreLocked"),
+    )
+    _OUTCOMES = (
+        *("Activation", "AgentInfo", "DeadLetter", "Drained", "Fact", "Outcome", "Receipt", "Status", "Waiting"),
+    )
+    _MODULES = {
+        "Agent": "agent",
+        "AgentBus": "bus",
+        **dict.fromkeys(_ERRORS, "errors"),
+        **dict.fromkeys(("Message", "Priority"), "message"),
+        **dict.fromkeys(_OUTCOMES, "outcome"),
+        "Gate": "ports",
+        "Retry": "recovery.retry",
+        **dict.fromkeys(("Pass", "Reason", "Refusal"), "verdict"),
+        "open_bus": "wiring",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(_importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+        globals()[name] = value  # the next time it is an ordinary attribute
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

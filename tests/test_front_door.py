@@ -1,12 +1,16 @@
-"""What the package shows at its front door: the public names, sorted, documented, typed, and nothing else.
+"""What the package shows at its front door: the public names, sorted, documented, typed, imported when asked for.
 
 Not here: what a user's program gets from mypy --strict (acceptance/test_user_types.py).
 """
 
 from __future__ import annotations
 
+import ast
 import enum
+import importlib
 import inspect
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -36,13 +40,68 @@ def test_all_is_sorted_and_complete() -> None:
 
 
 def test_nothing_else_is_public() -> None:
-    """Every name without an underscore is in `__all__`, or is a module of the package."""
+    """Every name without an underscore is in `__all__`, or is a module of the package; dir() says so too."""
+    for name in PUBLIC:
+        getattr(enhanced_agent_bus, name)
     others = {
         name
         for name, value in vars(enhanced_agent_bus).items()
         if not name.startswith("_") and not isinstance(value, ModuleType)
     }
     assert others == set(PUBLIC)
+    assert set(PUBLIC) <= set(dir(enhanced_agent_bus))
+
+
+def test_no_name_is_public_that_the_type_checker_does_not_see() -> None:
+    """The imports for type checkers name what is promised, each from the module that it comes from at run time."""
+    seen = {
+        alias.name: node.module
+        for node in ast.walk(ast.parse(Path(enhanced_agent_bus.__file__).read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert sorted(seen) == PUBLIC
+    for name, module in seen.items():
+        assert getattr(enhanced_agent_bus, name) is getattr(importlib.import_module(str(module)), name)
+
+
+def test_type_checkers_find_a_misspelt_name() -> None:
+    """They do not see the module's `__getattr__`, which would make every name right for them."""
+    body = ast.parse(Path(enhanced_agent_bus.__file__).read_text(encoding="utf-8")).body
+    (condition,) = (part for part in body if isinstance(part, ast.If))
+    assert ast.unparse(condition.test).endswith("TYPE_CHECKING")
+    assert "__getattr__" in {part.name for part in condition.orelse if isinstance(part, ast.FunctionDef)}
+    assert "__getattr__" not in {part.name for part in body if isinstance(part, ast.FunctionDef)}
+
+
+def test_a_name_that_is_not_there_is_said_as_ever() -> None:
+    """AttributeError and ImportError, as of a module that imports everything at once."""
+    with pytest.raises(AttributeError, match="no attribute 'Bus'"):
+        getattr(enhanced_agent_bus, "Bus")  # noqa: B009  the type checker would find it
+    with pytest.raises(ImportError, match="cannot import name 'Bus'"):
+        exec("from enhanced_agent_bus import Bus")  # noqa: S102  the type checker would find it
+
+
+@pytest.mark.parametrize(
+    ("program", "absent"),
+    [
+        ("import enhanced_agent_bus", ("asyncio", "pydantic", "sqlite3")),
+        ("from enhanced_agent_bus import ConfigInvalid", ("asyncio", "pydantic", "sqlite3")),
+        (
+            "from enhanced_agent_bus.cli.app import run_command; run_command(['--help'])",
+            ("asyncio", "pydantic", "rich", "enhanced_agent_bus.bus", "enhanced_agent_bus.ledger"),
+        ),
+        (
+            "from enhanced_agent_bus.cli.app import run_command; run_command(['status', '--help'])",
+            ("asyncio", "rich", "enhanced_agent_bus.bus", "enhanced_agent_bus.ledger"),
+        ),
+    ],
+)
+def test_only_what_is_asked_for_is_imported(program: str, absent: tuple[str, ...]) -> None:
+    """A program that wants an error class, or the help, does not load a bus."""
+    look = f"import sys; {program}; print('loaded', *(name for name in {absent!r} if name in sys.modules), sep=',')"
+    done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "loaded"
 
 
 @pytest.mark.parametrize("name", PUBLIC)

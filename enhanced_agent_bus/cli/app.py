@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from enhanced_agent_bus import __version__
 from enhanced_agent_bus.cli import (
     audit,
     bench,
@@ -61,9 +62,7 @@ for name, group in (
 
 def _show_version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
-
-        echo(f"eab {version('opa-agent-bus')}")
+        echo(f"eab {__version__}")
         raise typer.Exit
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -46,6 +44,8 @@ def bench(
 
     Example: eab bench --only durable
     """
+    import asyncio
+
     from enhanced_agent_bus.bench import house, rows
 
     session = session_of(context)
@@ -103,6 +103,8 @@ def _show(figures: list[Figure]) -> None:
 
 
 def _show_stations(figures: list[Figure]) -> None:
+    import statistics
+
     for name in _names(figures):
         print_table(
             ("station", "median us", "mean us", "p99 us", ""),
