@@ -16,7 +16,7 @@ from enhanced_agent_bus.errors import AuditUnavailable, BusError
 from enhanced_agent_bus.ledger.memory import MemoryLedger
 from enhanced_agent_bus.outcome import END_STATES, WAITING_STATES
 from enhanced_agent_bus.ports import AgentRow, Entry, FactChange, Ledger
-from enhanced_agent_bus.verdict import Admitted, Recorded
+from enhanced_agent_bus.verdict import Admitted, Party, Recorded
 from tests.entries import decision, envelope, move, open_ledger, put_all, putting
 
 
@@ -69,7 +69,9 @@ async def test_envelope_is_kept_whatever_its_record_says(ledger: Ledger) -> None
 async def test_ticket_is_made_when_the_allow_is_durable(ledger: Ledger) -> None:
     """An entry that records an allow gets its ticket from the ledger, with the seq of the record, and no other does."""
     entry, other = decision(1), decision(2)
-    entry.admitted = Admitted(envelope(1), "desk/order-1#0001", "c" * 64, 1)
+    entry.admitted = Admitted(
+        envelope(1), Party("booker", "acme", (), ()), decision_id="desk/order-1#0001", constitution="c" * 64, revision=1
+    )
     assert entry.recorded is None
     seq, _ = await put_all(ledger, [entry, other])
     assert entry.recorded == Recorded(entry.admitted, seq)
