@@ -51,7 +51,7 @@ from enhanced_agent_bus.errors import (
     NotDelivered,
     RequestTimeout,
 )
-from enhanced_agent_bus.message import MESSAGE_ID, REPLY_TYPES, TYPES, Envelope, Message
+from enhanced_agent_bus.message import MESSAGE_ID, REPLY_TYPES, TYPES, Envelope, Message, shown
 from enhanced_agent_bus.outcome import (
     END_STATES,
     WAITING_STATES,
@@ -495,9 +495,7 @@ class AgentBus:
             )
         message_id = _own_id(sender.id, given)
         if message_id is None:
-            refusal = Refusal(
-                "malformed", f"the id {ascii(given)[:60]} is not one", "use [A-Za-z0-9._:/-], at most 128"
-            )
+            refusal = Refusal("malformed", f"the id {shown(given)} is not one", "use [A-Za-z0-9._:/-], at most 128")
             return await self._turn_away(
                 self._randomness.uuid7(self._clock.now_us()), sender, NOBODY, topic, draft, refusal
             )

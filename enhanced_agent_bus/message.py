@@ -33,6 +33,11 @@ TYPES: Final = frozenset(
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+def shown(value: object) -> str:
+    """A foreign value in a sentence for people: short, ASCII, and made quickly whatever it is."""
+    return ascii(value[:80]) if isinstance(value, str) else f"of type {type(value).__name__}"
+
+
 class Priority(IntEnum):
     """Higher ones start first; none is starved."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Final, Literal
@@ -14,8 +15,10 @@ REASONS_MAX: Final = 32
 TEXT_CHARS_MAX: Final = 1000
 NAME_CHARS_MAX: Final = 64
 HOLD_SECONDS_MAX: Final = 3.2e9  # a hundred years
+WHERE_CHARS_MAX: Final = 200
 INTEGER_MAX: Final = 2**53 - 1  # as for numbers in payloads (RFC 7493)
 Text = Annotated[str, Field(max_length=10_000)]
+Float = Annotated[float, Field(ge=-INTEGER_MAX, le=INTEGER_MAX, allow_inf_nan=False)]
 Integer = Annotated[int, Field(ge=-INTEGER_MAX, le=INTEGER_MAX)]
 
 
@@ -40,7 +43,7 @@ class _Hold(_Shape):
 class _Remember(_Shape):
     scope: Literal["sender", "recipient", "conversation", "tenant"]
     key: Text
-    value: str | Integer | float | None = None
+    value: str | Integer | Float | None = None
     add: Integer | None = None
 
     @model_validator(mode="after")
@@ -85,7 +88,11 @@ def ruling(answer: Answer) -> Ruling | Refusal:
     if not answer.body:
         return Refusal("policy_undefined", _WHY["policy_undefined"], _REMEDY["policy_undefined"])
     try:
+        json.loads(answer.body, object_pairs_hook=_once)  # pydantic takes the last of keys that stand twice
         document = _Document.model_validate_json(answer.body)
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, _Twice) as error:
+        what = str(error) if isinstance(error, _Twice) else "is not JSON"
+        return Refusal("policy_malformed", f"data.bus.decision {what}", _REMEDY["policy_malformed"])
     except ValidationError as error:
         return _malformed("data.bus.decision", error)
     obligations = tuple(item.model_dump() for item in document.obligations)
@@ -109,6 +116,15 @@ def ruling(answer: Answer) -> Ruling | Refusal:
     )
 
 
+class _Twice(Exception):
+    """A key stands twice in one object."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> None:
+    if len({key for key, _ in pairs}) != len(pairs):
+        raise _Twice("has a key twice in one object")
+
+
 def _obligations_refused(obligations: Sequence[Mapping[str, Any]]) -> Refusal | None:
     """A condition that the bus does not know, or cannot read, is no allow."""
     for item in obligations:
@@ -128,7 +144,7 @@ def _obligations_refused(obligations: Sequence[Mapping[str, Any]]) -> Refusal | 
 
 def _malformed(what: str, error: ValidationError) -> Refusal:
     first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join(str(part) for part in first["loc"])[:WHERE_CHARS_MAX]
     return Refusal("policy_malformed", f"{what} {where}: {first['msg']}", _REMEDY["policy_malformed"])
 
 

@@ -95,8 +95,9 @@ def _walk(root: dict[Any, Any], bytes_max: int, depth_max: int) -> bool:
         node, depth = stack.pop()
         if depth > depth_max:
             raise NotJson("too_deep", f"the payload is nested more than {depth_max} deep")
-        budget -= len(node)
+        budget -= len(node) + 1  # brackets and commas
         if type(node) is dict:
+            budget -= 3 * len(node)  # colons and quotes
             for key in node:
                 if type(key) is not str:
                     raise NotJson("malformed", f"a key is {_name(key)}, not a string")
@@ -110,7 +111,7 @@ def _walk(root: dict[Any, Any], bytes_max: int, depth_max: int) -> bool:
         for value in node:
             kind = type(value)
             if kind is str:
-                budget -= len(value)
+                budget -= len(value) + 1
                 if not value.isascii():
                     _check_text(value, budget)
             elif kind is int:
@@ -184,11 +185,13 @@ def loads_strict(text: bytes | str, *, bytes_max: int, depth_max: int = 64) -> A
         raise NotJson("too_large", f"the document has {len(raw)} bytes, {bytes_max} are allowed")
     if raw.startswith(b"\xef\xbb\xbf"):
         raise NotJson("malformed", "the document begins with a byte order mark")
-    _check_depth(raw, depth_max)
     try:
-        orjson.loads(raw)  # UTF-8, grammar, lone surrogates, NaN
+        orjson.loads(raw)  # UTF-8, grammar, lone surrogates, NaN; over 1024 deep it stops
+        _check_depth(raw, depth_max)
         value = json.loads(raw, object_pairs_hook=_unique, parse_constant=_no_constant, parse_int=_integer)
     except orjson.JSONDecodeError as error:
+        if "depth" in error.msg.lower() or "recursion" in error.msg.lower():
+            raise NotJson("too_deep", f"nested more than {depth_max} deep") from None
         raise NotJson("malformed", f"not JSON: {error.msg} (line {error.lineno}, column {error.colno})") from None
     except RecursionError:
         raise NotJson("too_deep", f"nested more than {depth_max} deep") from None

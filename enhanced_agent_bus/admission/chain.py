@@ -13,6 +13,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Final, Literal, Protocol
 
 import orjson
@@ -28,6 +29,7 @@ from enhanced_agent_bus.ports import Clock, FactChange, Gate, Loaded, PolicyEngi
 from enhanced_agent_bus.verdict import Admitted, Answer, Hold, Party, Pass, Reason, Refusal, Ruling
 
 LATEST: Final = "latest"
+KEY_BYTES_MAX: Final = 1024  # of what a question was about, as it is; beyond, its hash: memory is bounded by entries
 ROUNDS_MAX: Final = 1000  # how often the facts may change under one question before it is given up
 
 
@@ -171,7 +173,7 @@ class Admission:
 
     async def _gate(self, gate: Gate, message: Message) -> Pass | Refusal:
         try:
-            async with asyncio.timeout(self._gate_seconds_max):
+            async with asyncio.timeout(self._gate_seconds_max) as limit:
                 answer: object = await gate.check(message)
         except BaseException as error:  # A gate that breaks has not said yes, whatever it raised.
             if _not_its_own(error):
@@ -180,6 +182,8 @@ class Admission:
             return Refusal(
                 "gate_broken", f"the gate {gate.name} {what}", "mend the gate; the message was not delivered"
             )
+        if limit.expired():  # it swallowed its deadline, and what it says comes late
+            return Refusal("gate_broken", f"the gate {gate.name} took too long", "make it answer sooner")
         if isinstance(answer, Pass):
             return answer
         if isinstance(answer, Refusal):
@@ -219,7 +223,8 @@ class Admission:
     def _key(self, sight: Sight) -> bytes:
         reading = sight.active.reading
         payload = orjson.loads(sight.case.addressed.envelope.body) if reading.payload else None
-        return reading.key(sight, payload)
+        key = reading.key(sight, payload)
+        return key if len(key) <= KEY_BYTES_MAX else sha256(key).digest()
 
     def _still_true(self, asked: _Asked) -> bool:
         """Whether the facts that this answer can depend on are as they were when it was asked."""

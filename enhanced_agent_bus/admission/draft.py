@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 from pydantic import BaseModel
 
 from enhanced_agent_bus.admission.canonical import freeze, freeze_headers
-from enhanced_agent_bus.message import MESSAGE_ID, TYPES, Priority
+from enhanced_agent_bus.message import MESSAGE_ID, TYPES, Priority, shown
 from enhanced_agent_bus.verdict import Refusal
 
 _PRIORITIES: Final = frozenset(Priority)
@@ -55,21 +55,19 @@ class Shape:
         """`draft` has payload, type, priority, conversation, cause, headers and expires_in, of any type."""
         kind, priority, expires = draft.type, draft.priority, draft.expires_in
         if not isinstance(kind, str) or kind not in TYPES:
-            return Refusal(
-                "malformed", f"the type {ascii(kind)[:60]} is none", f"use one of {', '.join(sorted(TYPES))}"
-            )
+            return Refusal("malformed", f"the type {shown(kind)} is none", f"use one of {', '.join(sorted(TYPES))}")
         if not isinstance(priority, int) or isinstance(priority, bool) or priority not in _PRIORITIES:
-            return Refusal("malformed", f"the priority {ascii(priority)[:60]} is none", "use 0, 1, 2 or 3")
+            return Refusal("malformed", f"the priority {shown(priority)} is none", "use 0, 1, 2 or 3")
         for name in ("conversation", "cause"):
             value = getattr(draft, name)
             if value is not None and (not isinstance(value, str) or not MESSAGE_ID.fullmatch(value)):
                 return Refusal(
-                    "malformed", f"the {name} {ascii(value)[:60]} is not an id", "use [A-Za-z0-9._:/-], at most 128"
+                    "malformed", f"the {name} {shown(value)} is not an id", "use [A-Za-z0-9._:/-], at most 128"
                 )
         if expires is None:
             expires = self._expires_seconds
         elif isinstance(expires, bool) or not isinstance(expires, int | float) or expires != expires:  # noqa: PLR0124 - NaN; math.isnan cannot take a huge int
-            return Refusal("malformed", f"expires_in {ascii(expires)[:60]} is no number of seconds", "give seconds")
+            return Refusal("malformed", f"expires_in {shown(expires)} is no number of seconds", "give seconds")
         elif expires <= 0:
             return Refusal("expired", "expires_in is not more than 0 seconds", "give it time to be delivered")
         headers = _NO_HEADERS if not draft.headers and draft.headers in (None, {}) else freeze_headers(draft.headers)

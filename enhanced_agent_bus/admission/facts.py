@@ -19,6 +19,7 @@ from enhanced_agent_bus.verdict import Party, Refusal, Remember
 KEYS_MAX: Final = 256
 VALUES_MAX: Final = 1000
 NAME_CHARS_MAX: Final = 256
+NUMBER_MAX: Final = 2**53 - 1  # as for numbers in payloads (RFC 7493)
 OWNERS_MAX: Final = 10_000  # in memory; the ledger has the rest
 COUNTERS: Final = ""  # the key under which an owner's own counters are kept
 RESERVED: Final = frozenset({"sent", "refused"})
@@ -32,6 +33,11 @@ class Number(NamedTuple):
     value: int | float
     author: str | None = None
     before: int | float | None = None
+
+    def plus(self, add: int) -> Number:
+        """With so much more, whoever replaced it and whether or not that is taken out later."""
+        before = None if self.author is None else (self.before or 0) + add
+        return Number(self.value + add, self.author, before or None)
 
 
 Values = dict[str, int]  # a set: each value with how many messages added it
@@ -99,7 +105,7 @@ class FactBook:
         if not any(item[0] == scope and item[1] == name for item in added):
             return owner.view()
         copy = Owner(owner.n, owner.sent, owner.refused, copied(owner.facts))
-        for item in added:
+        for item in reversed(added):
             if item[0] == scope and item[1] == name:
                 take_out(copy.facts, item, author)
         return copy.view()
@@ -119,7 +125,7 @@ class FactBook:
                 touched[scope, name] = copied(self.owner(scope, name).facts)
             return touched[scope, name]
 
-        for item in before:
+        for item in reversed(before):
             take_out(facts_of(item[0], item[1]), item, author)
             keys.add(item[:3])
         added: list[Added] = []
@@ -146,7 +152,9 @@ class FactBook:
                 owner.pending += 1
 
     def put(self, scope: str, name: str, key: str, value: str | float) -> list[FactChange] | Refusal:
-        """An operator's fact."""
+        """An operator's fact. Raises: ValueError, for text that cannot be kept (lone surrogates)."""
+        for text in (name, key, *([value] if isinstance(value, str) else [])):
+            text.encode()
         facts = copied(self.owner(scope, name).facts)
         refusal = put_in(facts, Remember("sender", key, value), "")
         return refusal if refusal is not None else self._take(scope, name, key, facts)
@@ -181,7 +189,10 @@ def put_in(facts: dict[str, Number | Values], note: Remember, author: str) -> Re
     if note.add is not None:
         if fact is not None and not isinstance(fact, Number):
             return _mixed(note.key)
-        facts[note.key] = Number((fact.value if fact else 0) + note.add)
+        number = Number(note.add) if fact is None else fact.plus(note.add)
+        if abs(number.value) > NUMBER_MAX:
+            return Refusal("facts_full", f"{note.key!r} would be beyond ±(2^53-1)", "start again with a smaller number")
+        facts[note.key] = number
     elif isinstance(note.value, str):
         if isinstance(fact, Number):
             return _mixed(note.key)
@@ -196,7 +207,10 @@ def put_in(facts: dict[str, Number | Values], note: Remember, author: str) -> Re
     elif note.value is not None:
         if fact is not None and not isinstance(fact, Number):
             return _mixed(note.key)
-        facts[note.key] = Number(note.value, author, fact.value if fact else None)
+        if not abs(note.value) <= NUMBER_MAX:  # NaN neither
+            return Refusal("policy_malformed", f"{note.key!r} would be beyond ±(2^53-1)", "remember smaller numbers")
+        own = fact is not None and fact.author == author
+        facts[note.key] = Number(note.value, author, fact.before if fact and own else fact.value if fact else None)
     return None
 
 
@@ -205,7 +219,7 @@ def take_out(facts: dict[str, Number | Values], item: Added, author: str) -> Non
     _, _, key, value, add = item
     fact = facts.get(key)
     if isinstance(fact, Number) and add is not None:
-        facts[key] = Number(fact.value - add)
+        facts[key] = fact.plus(-add)
         if facts[key] == Number(0):
             del facts[key]
     elif isinstance(fact, Number) and fact.author == author:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from enhanced_agent_bus.ports import Clock
 
 Fields = dict[str, Any] | Callable[[], dict[str, Any]]
+KEY_CHARS_SHOWN_MAX: Final = 64
 FACTS_SHOWN_MAX: Final = 16  # a scope with more stands apart whole, so that every record has room
 
 
@@ -134,7 +135,7 @@ class Record:
             shown["message"] = {key: value for key, value in message.items() if key != "headers"}
         for scope, facts in document["facts"].items():
             many = len(facts) > FACTS_SHOWN_MAX
-            strings = {key: value for key, value in facts.items() if many or type(value) is list}
+            strings = {key: value for key, value in facts.items() if many or type(value) is list or _long(key)}
             if strings:
                 if "facts" not in apart:
                     apart["facts"] = {}
@@ -142,3 +143,8 @@ class Record:
                 apart["facts"][scope] = strings
                 shown["facts"][scope] = {key: value for key, value in facts.items() if key not in strings}
         return shown
+
+
+def _long(key: str) -> bool:
+    """A policy makes its keys of anything: those that take much room in a record stand apart like strings."""
+    return len(key) > KEY_CHARS_SHOWN_MAX or not key.isascii()

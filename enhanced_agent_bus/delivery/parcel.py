@@ -63,9 +63,11 @@ class Parcel:
     def keep(self) -> None:
         """Tells everyone who waits that the end comes in another process, if it comes."""
         self.kept = True
-        for waiter in (*self.waiters, *([self.replier] if self.replier is not None else [])):
+        for waiter in self.waiters:
             if not waiter.done():
                 waiter.set_exception(self._closed())
+        if self.replier is not None and not self.replier.done():
+            self.replier.set_exception(self._closed())
         self.waiters.clear()
 
     def _closed(self) -> BusClosed:

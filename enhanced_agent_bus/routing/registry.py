@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from enhanced_agent_bus.errors import AgentExists
-from enhanced_agent_bus.message import AGENT_ID
+from enhanced_agent_bus.message import AGENT_ID, shown
 from enhanced_agent_bus.ports import AgentRow
 from enhanced_agent_bus.verdict import Party
 
@@ -126,9 +126,8 @@ def _check(row: AgentRow) -> None:
             raise ValueError(f"an agent can have {NAMES_MAX} of {what}, not {len(names)}")
         for name in names:
             if not isinstance(name, str) or not AGENT_ID.fullmatch(name):
-                shown = ascii(name)[:60]
-                raise ValueError(f"{what} {shown} does not match [a-z0-9][a-z0-9._-]{{0,127}}")
+                raise ValueError(f"{what} {shown(name)} does not match [a-z0-9][a-z0-9._-]{{0,127}}")
     pinned: object = row.constitution
     is_digest = isinstance(pinned, str) and len(pinned) == DIGEST_CHARS and set(pinned) <= set("0123456789abcdef")
     if pinned != "latest" and not is_digest:
-        raise ValueError(f'constitution {ascii(pinned)[:80]} is neither "latest" nor 64 hex digits')
+        raise ValueError(f'constitution {shown(pinned)} is neither "latest" nor 64 hex digits')

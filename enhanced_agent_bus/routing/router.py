@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from enhanced_agent_bus.message import AGENT_ID
+from enhanced_agent_bus.message import AGENT_ID, shown
 from enhanced_agent_bus.routing.registry import Registry
 from enhanced_agent_bus.verdict import Party, Refusal
 
@@ -22,13 +22,13 @@ class Router:
         if party is not None:
             return party
         if not isinstance(to, str) or not AGENT_ID.fullmatch(to):
-            return Refusal("malformed", f"the recipient {ascii(to)[:80]} is not an agent id", "see `eab agents`")
+            return Refusal("malformed", f"the recipient {shown(to)} is not an agent id", "see `eab agents`")
         return Refusal("recipient_unknown", f"nobody is registered as {to}", "register the agent, or see `eab agents`")
 
     def capable(self, sender: Party, capability: object) -> Party | Refusal:
         """The least loaded agent of the sender's tenant with this capability; live ones before absent ones."""
         if not isinstance(capability, str) or not AGENT_ID.fullmatch(capability):
-            return Refusal("malformed", f"the capability {ascii(capability)[:80]} is not a name", "see `eab agents`")
+            return Refusal("malformed", f"the capability {shown(capability)} is not a name", "see `eab agents`")
         names = [name for name in self._registry.capable(sender.tenant, capability) if name != sender.id]
         if not names:
             return Refusal(
@@ -43,7 +43,7 @@ class Router:
     def subscribers(self, sender: Party, topic: object) -> list[Party] | Refusal:
         """All agents of the sender's tenant that take this topic, but the sender."""
         if not isinstance(topic, str) or not AGENT_ID.fullmatch(topic):
-            return Refusal("malformed", f"the topic {ascii(topic)[:80]} is not a name", "use [a-z0-9._-]")
+            return Refusal("malformed", f"the topic {shown(topic)} is not a name", "use [a-z0-9._-]")
         found = [
             party
             for name in sorted(self._registry.subscribers(sender.tenant, topic))
