@@ -1,0 +1,59 @@
+"""What follows a failed attempt, as a table."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from enhanced_agent_bus.recovery.retry import GiveUp, Retry, RetryAfter, next_step
+
+DEFAULT = Retry.exponential()
+
+
+@pytest.mark.parametrize(
+    ("attempts", "chance", "never", "step"),
+    [
+        (1, 0.0, None, RetryAfter(0.0)),
+        (1, 0.5, None, RetryAfter(0.05)),
+        (2, 0.5, None, RetryAfter(0.1)),
+        (3, 0.5, None, RetryAfter(0.2)),
+        (4, 0.5, None, RetryAfter(0.4)),
+        (5, 0.5, None, GiveUp("attempts_exhausted")),
+        (6, 0.5, None, GiveUp("attempts_exhausted")),
+        (1, 0.5, "malformed", GiveUp("malformed")),
+        (5, 0.5, "malformed", GiveUp("malformed")),
+    ],
+)
+def test_the_default(attempts: int, chance: float, never: str | None, step: object) -> None:
+    """Five runs, up to 0.1 s, 0.2 s, 0.4 s, 0.8 s between them; an error that is always the same ends at once."""
+    assert next_step(DEFAULT, attempts, chance, never=never) == step
+
+
+def test_one_attempt_is_no_retry() -> None:
+    """`attempts` counts all handler runs, the first one too."""
+    assert next_step(Retry.exponential(attempts=1), 1, 0.5) == GiveUp("attempts_exhausted")
+
+
+@given(
+    st.integers(1, 1000),
+    st.floats(0, 1e6),
+    st.floats(0, 1e6),
+    st.integers(1, 2000),
+    st.floats(0, 1, exclude_max=True),
+)
+def test_waits_are_bounded(attempts: int, base: float, cap: float, done: int, chance: float) -> None:
+    """No wait is negative, longer than the cap or infinite, however many attempts there were; and attempts end."""
+    step = next_step(Retry.exponential(attempts, base, cap), done, chance)
+    if done >= attempts:
+        assert step == GiveUp("attempts_exhausted")
+    else:
+        assert isinstance(step, RetryAfter)
+        assert 0 <= step.seconds <= min(cap, base * 2.0 ** min(done - 1, 60))
+
+
+@pytest.mark.parametrize("wrong", [{"attempts": 0}, {"attempts": -1}, {"base_seconds": -0.1}, {"cap_seconds": -1}])
+def test_a_retry_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
+    """Retry.exponential says so where it is made, not where it is used."""
+    with pytest.raises(ValueError, match="at least 1"):
+        Retry.exponential(**wrong)

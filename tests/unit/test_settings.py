@@ -1,0 +1,140 @@
+"""Settings: a file, then the environment, then keywords; and a clear word for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from enhanced_agent_bus.errors import ConfigInvalid
+from enhanced_agent_bus.settings import Settings, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os  # noqa: PLC0415 - this fixture's only
+
+    for name in [name for name in os.environ if name.startswith("EAB_") and "__" in name]:
+        monkeypatch.delenv(name)
+
+
+def home(folder: Path, text: str) -> Path:
+    """A home whose eab.toml says this."""
+    (folder / "eab.toml").write_text(text)
+    return folder
+
+
+def complaint(folder: Path | None, given: dict[str, object] | None = None) -> ConfigInvalid:
+    """The error that these settings are, with something to do."""
+    with pytest.raises(ConfigInvalid) as caught:
+        load_settings(folder, given)
+    assert caught.value.code == "config_invalid"
+    assert caught.value.remedy
+    return caught.value
+
+
+def test_defaults_are_those_of_the_documentation(tmp_path: Path) -> None:
+    """Without a file, variables or keywords everything is as contract §9 says."""
+    settings = load_settings(tmp_path)
+    assert settings == load_settings(None) == Settings()
+    assert (settings.policy.timeout_seconds, settings.policy.workers, settings.policy.memory_mb) == (0.25, 2, 512)
+    limits = settings.limits
+    assert (limits.payload_bytes, limits.depth, limits.hops, limits.mailbox) == (262_144, 64, 16, 1000)
+    assert (settings.delivery.timeout_seconds, settings.delivery.when_full) == (30, "wait")
+    assert (settings.recovery.attempts, settings.recovery.base_seconds, settings.recovery.cap_seconds) == (5, 0.1, 5)
+    assert settings.strict is False
+
+
+def test_later_sources_win_key_by_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A keyword beats a variable, which beats the file; other keys of a section stay as they were."""
+    folder = home(tmp_path, "strict = true\n[limits]\nhops = 1\ndepth = 11\nmailbox = 21\n")
+    monkeypatch.setenv("EAB_LIMITS__HOPS", "2")
+    monkeypatch.setenv("EAB_LIMITS__DEPTH", "12")
+    monkeypatch.setenv("EAB_STRICT", "false")
+    settings = load_settings(folder, {"limits": {"hops": 3}, "policy": None, "strict": None})
+    assert (settings.limits.hops, settings.limits.depth, settings.limits.mailbox) == (3, 12, 21)
+    assert settings.strict is False
+    assert load_settings(folder, {"strict": True}).strict is True
+
+
+def test_variables_that_are_no_settings_are_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """EAB_HOME and EAB_FAULTPOINT mean something else; other programs' variables are not ours."""
+    for name in ("EAB_HOME", "EAB_FAULTPOINT", "EABLIMITS__HOPS", "LIMITS__HOPS"):
+        monkeypatch.setenv(name, "7")
+    assert load_settings(tmp_path) == Settings()
+
+
+def test_a_path_in_the_file_is_relative_to_the_file(tmp_path: Path) -> None:
+    """So that a home can be opened from anywhere."""
+    assert (
+        load_settings(home(tmp_path, '[constitution]\npath = "policies"\n')).constitution.path == tmp_path / "policies"
+    )
+    absolute = tmp_path / "else"
+    assert load_settings(home(tmp_path, f'[constitution]\npath = "{absolute}"\n')).constitution.path == absolute
+    assert load_settings(None, {"constitution": {"path": "policies"}}).constitution.path == Path("policies")
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong", "near"),
+    [
+        ("[limits]\nmailbx = 1\n", "limits.mailbx", "limits.mailbox"),
+        ("[polcy]\nworkers = 1\n", "polcy", "policy"),
+        ("[policy]\ntimeout = 1\n", "policy.timeout", "policy.timeout_seconds"),
+        ("stric = true\n", "stric", "strict"),
+        ("[recovery]\nattempt = 1\n", "recovery.attempt", "recovery.attempts"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest(tmp_path: Path, text: str, wrong: str, near: str) -> None:
+    """A typo is an error that says what was meant."""
+    error = complaint(home(tmp_path, text))
+    assert wrong in error.message
+    assert near in error.remedy
+
+
+def test_unknown_keys_are_found_in_every_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A keyword's typo and a variable's too."""
+    assert "limits.hop" in complaint(tmp_path, {"limits": {"hop": 1}}).message
+    assert "nonsense" in complaint(tmp_path, {"nonsense": {}}).message
+    monkeypatch.setenv("EAB_LIMITS__HOPPS", "1")
+    assert "limits.hops" in complaint(tmp_path).remedy
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[limits]\nhops = -1\n",
+        "[limits]\nhops = 'many'\n",
+        "[limits]\nhops = 1.5\n",
+        "[policy]\nworkers = 0\n",
+        "limits = 3\n",
+        "[policy]\ntimeout_seconds = nan\n",
+        "[policy]\ntimeout_seconds = inf\n",
+        "[policy]\ntimeout_seconds = 0\n",
+        "[limits]\ndepth = 65\n",
+        "[delivery]\nwhen_full = 'drop'\n",
+        "[policy]\nengine = 'none'\n",
+        "[limits]\nmailbox = 0\n",
+    ],
+)
+def test_a_value_that_cannot_be_names_its_key(tmp_path: Path, text: str) -> None:
+    """Out of range, of another type, not finite: the key is named, and nothing starts."""
+    error = complaint(home(tmp_path, text))
+    assert error.message.startswith("the setting ")
+    assert text.splitlines()[0].strip("[]").split(" ")[0] in error.message
+
+
+@pytest.mark.parametrize("text", ["[limits\n", "hops = \n", "a = 1\na = 2\n", "\x00"])
+def test_a_broken_file_is_named_with_its_line(tmp_path: Path, text: str) -> None:
+    """No traceback, and no bus with half of its settings."""
+    error = complaint(home(tmp_path, text))
+    assert "eab.toml" in error.message
+    assert "line" in error.message
+
+
+def test_a_file_that_cannot_be_read_is_no_empty_one(tmp_path: Path) -> None:
+    """Bytes that are no UTF-8, or a folder in its place."""
+    (tmp_path / "eab.toml").write_bytes(b"\xff\xfe")
+    complaint(tmp_path)
+    (tmp_path / "eab.toml").unlink()
+    (tmp_path / "eab.toml").mkdir()
+    complaint(tmp_path)
