@@ -540,6 +540,8 @@ class AgentBus:
         try:
             misfit = misfits(post.model, shaped.body)
             if misfit:
+                if sender.tenant != found.tenant:
+                    misfit = "its tenant can say why"  # nobody has decided yet that this sender may know more
                 refusal = Refusal("malformed", f"{found.id} does not take this payload: {misfit}", "send what it takes")
                 return await self._turn_away(message_id, sender, found, topic, draft, refusal, shaped)
             async with self._room:
@@ -572,7 +574,7 @@ class AgentBus:
                 return found
             full = Refusal(
                 "queue_full",
-                f"{found.id} has {post.mailbox.taken} messages waiting",
+                f"the mailbox of {found.id} has no place",
                 "send again later, or more slowly",
             )
             handling = _handling.get()
@@ -1531,7 +1533,8 @@ class AgentBus:
         self._live[parcel.envelope.id] = parcel
         if (
             parcel.envelope.type in ("response", *REPLY_TYPES.values())
-            and parcel.envelope.cause
+            and parcel.cause is not None
+            and parcel.cause["sender"] == parcel.envelope.recipient
             and not stored.attempts
         ):
             parcel.placed = False

@@ -449,3 +449,31 @@ async def test_a_home_whose_constitution_has_expired_takes_a_newer_one(tmp_path:
     new = write_constitution(tmp_path / "new", revision="2")
     async with open_bus(tmp_path / "home", constitution=new, policy=PATIENT, clock=clock) as bus:
         assert bus.status().revision == 2
+
+
+async def test_a_message_of_a_reply_type_is_not_lost_by_a_restart(tmp_path: Path) -> None:
+    """Only a reply whose requester has gone is discarded at the next start; what was sent like any message waits."""
+    async with small_bus(tmp_path) as bus:
+        desk = await bus.register("desk", tenant="acme")
+        await bus.register("booker", tenant="acme")
+        sent = [await desk.send("booker", type=kind, cause="of/long-ago") for kind in ("response", "task_response")]
+    inbox = Inbox()
+    async with small_bus(tmp_path) as bus:
+        await bus.register("booker", inbox, tenant="acme")
+        for receipt in sent:
+            assert (await bus.outcome(receipt.message_id, timeout=5)).state == "delivered"
+
+
+async def test_facts_of_an_operator_are_recorded_though_nobody_waits(tmp_path: Path) -> None:
+    """Cancelled at any await, a fact is put in memory and on disk alike."""
+    async with small_bus(tmp_path) as bus:
+        for step in range(STEPS):
+            await after_steps(step, bus.put_fact("agent", "desk", f"k{step}", step))
+        await bus.put_fact("agent", "desk", "last", 1)
+        kept = bus.facts()
+    async with small_bus(tmp_path) as bus:
+        assert bus.facts() == kept
+        with pytest.raises(ValueError, match="surrogates"):
+            await bus.put_fact("agent", "desk", "bad", "\ud800")
+        with pytest.raises(ValueError, match="beyond"):
+            await bus.put_fact("agent", "desk", "bad", float("nan"))
