@@ -33,11 +33,17 @@ class Number(NamedTuple):
     value: int | float
     author: str | None = None
     before: int | float | None = None
+    adds: int = 0  # how many additions are in it: a sum of 0 is not gone while there are any
 
-    def plus(self, add: int) -> Number:
-        """With so much more, whoever replaced it and whether or not that is taken out later."""
+    def plus(self, add: int, adds: int = 1) -> Number:
+        """With one addition more (or, where `adds` is -1, less), whoever replaced it and takes that back later."""
         before = None if self.author is None else (self.before or 0) + add
-        return Number(self.value + add, self.author, before or None)
+        return Number(self.value + add, self.author, before or None, self.adds + adds)
+
+    @property
+    def gone(self) -> bool:
+        """Nothing that anybody wrote is left in it."""
+        return not self.adds and not self.value and self.author is None
 
 
 Values = dict[str, int]  # a set: each value with how many messages added it
@@ -189,7 +195,7 @@ def put_in(facts: dict[str, Number | Values], note: Remember, author: str) -> Re
     if note.add is not None:
         if fact is not None and not isinstance(fact, Number):
             return _mixed(note.key)
-        number = Number(note.add) if fact is None else fact.plus(note.add)
+        number = (fact or Number(0)).plus(note.add)
         if abs(number.value) > NUMBER_MAX:
             return Refusal("facts_full", f"{note.key!r} would be beyond ±(2^53-1)", "start again with a smaller number")
         facts[note.key] = number
@@ -210,7 +216,8 @@ def put_in(facts: dict[str, Number | Values], note: Remember, author: str) -> Re
         if not abs(note.value) <= NUMBER_MAX:  # NaN neither
             return Refusal("policy_malformed", f"{note.key!r} would be beyond ±(2^53-1)", "remember smaller numbers")
         own = fact is not None and fact.author == author
-        facts[note.key] = Number(note.value, author, fact.before if fact and own else fact.value if fact else None)
+        before = None if fact is None else fact.before if own else fact.value
+        facts[note.key] = Number(note.value, author, before, fact.adds if fact is not None else 0)
     return None
 
 
@@ -219,14 +226,9 @@ def take_out(facts: dict[str, Number | Values], item: Added, author: str) -> Non
     _, _, key, value, add = item
     fact = facts.get(key)
     if isinstance(fact, Number) and add is not None:
-        facts[key] = fact.plus(-add)
-        if facts[key] == Number(0):
-            del facts[key]
+        _keep(facts, key, fact.plus(-add, -1))
     elif isinstance(fact, Number) and fact.author == author:
-        if fact.before is None:
-            del facts[key]
-        else:
-            facts[key] = Number(fact.before)
+        _keep(facts, key, Number(fact.before or 0, adds=fact.adds))
     elif isinstance(fact, dict) and isinstance(value, str) and value in fact:
         fact[value] -= 1
         if not fact[value]:
@@ -235,16 +237,22 @@ def take_out(facts: dict[str, Number | Values], item: Added, author: str) -> Non
             del facts[key]
 
 
+def _keep(facts: dict[str, Number | Values], key: str, number: Number) -> None:
+    facts[key] = number
+    if number.gone:
+        del facts[key]
+
+
 def _mixed(key: str) -> Refusal:
     return Refusal("policy_malformed", f"remember mixes numbers and strings under {key!r}", "use one key for one kind")
 
 
 def written(fact: Number | Values | None) -> bytes | None:
-    """The stored form: {"n", "by", "was"} for a number, {"s": {value: authors}} for a set."""
+    """The stored form: {"n", "by", "was", "adds"} for a number, {"s": {value: authors}} for a set."""
     if fact is None:
         return None
     if isinstance(fact, Number):
-        return orjson.dumps({"n": fact.value, "by": fact.author, "was": fact.before})
+        return orjson.dumps({"n": fact.value, "by": fact.author, "was": fact.before, "adds": fact.adds})
     return orjson.dumps({"s": fact})
 
 
@@ -258,7 +266,7 @@ def read(rows: Mapping[str, bytes]) -> Owner:
         elif "s" in value:
             owner.facts[key] = value["s"]
         else:
-            owner.facts[key] = Number(value["n"], value["by"], value["was"])
+            owner.facts[key] = Number(value["n"], value["by"], value["was"], value["adds"])
     return owner
 
 

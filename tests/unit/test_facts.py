@@ -243,6 +243,6 @@ def test_operators_put_and_remove() -> None:
 
 def test_stored_rows_are_json_that_reads_back() -> None:
     """Counters, numbers and sets are stored as JSON, and an owner read from them shows the same."""
-    rows = {"": Owner(3, 2, 1).counters(), "n": b'{"n":1.5,"by":null,"was":null}', "s": b'{"s":{"x":2}}'}
+    rows = {"": Owner(3, 2, 1).counters(), "n": b'{"n":1.5,"by":null,"was":null,"adds":0}', "s": b'{"s":{"x":2}}'}
     assert json.loads(rows[""]) == {"n": 3, "sent": 2, "refused": 1}
     assert read(rows).view() == {"sent": 2, "refused": 1, "n": 1.5, "s": ["x"]}
