@@ -72,8 +72,7 @@ class Agent:
         Raises: AuditUnavailable, BusClosed; TypeError, when not exactly one of `to` and `capability` is given.
         """
         draft = Draft(payload, type, priority, id, conversation, cause, headers, expires_in)
-        receipt, _ = await self._bus.dispatch(self._party, to, capability, draft)
-        return receipt
+        return await self._bus.dispatch(self._party, to, capability, draft)
 
     async def request(
         self,

@@ -148,7 +148,7 @@ async def _choose_constitution(bus: AgentBus, engine: WorkerEngine, ledger: Ledg
             raise ConfigInvalid(
                 "this home has no constitution yet", remedy='give open_bus(..., constitution="policies")'
             )
-        await bus.take(given, given=True)
+        await bus.charter.take(given, given=True)
         return
     if given is not None and not given.exists():
         raise ConfigInvalid(
@@ -158,16 +158,16 @@ async def _choose_constitution(bus: AgentBus, engine: WorkerEngine, ledger: Ledg
     active = json.loads(stored)
     ended: ConstitutionRejected | None = None
     try:
-        await bus.resume(active["digest"], active["source"])
+        await bus.charter.resume(active["digest"], active["source"])
     except ConstitutionRejected as error:  # it has expired, say: a newer one mends that
         ended = error
     known = (active["digest"], ledger.setting("given"))  # what was activated since stays
     if given is not None and await engine.hash(given) not in known:
         candidate = None if given.is_dir() else await engine.check(given)
         if candidate is None or candidate.revision > active["revision"]:
-            await bus.take(given, given=True)
+            await bus.charter.take(given, given=True)
             return
         if ended is None:
-            await bus.note_ignored(candidate.digest, candidate.revision)
+            await bus.charter.note_ignored(candidate.digest, candidate.revision)
     if ended is not None:
         raise ended

@@ -63,6 +63,8 @@ class Parcel:
     def keep(self) -> None:
         """Tells everyone who waits that the end comes in another process, if it comes."""
         self.kept = True
+        if self.state == "in_flight":
+            self.state = "queued"  # its handler was stopped, and it starts anew
         for waiter in self.waiters:
             if not waiter.done():
                 waiter.set_exception(self._closed())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from enhanced_agent_bus.message import AGENT_ID, shown
+from enhanced_agent_bus.message import AGENT_ID, Envelope, shown
 from enhanced_agent_bus.routing.registry import Registry
-from enhanced_agent_bus.verdict import Party, Refusal
+from enhanced_agent_bus.verdict import Addressed, Party, Refusal
 
 
 class Router:
@@ -15,6 +15,10 @@ class Router:
     def __init__(self, registry: Registry, load: Callable[[str], int]) -> None:
         self._registry = registry
         self._load = load
+
+    def address(self, envelope: Envelope, sender: Party, recipient: Party) -> Addressed:
+        """The ticket to the gate."""
+        return Addressed(envelope, sender, recipient)
 
     def find(self, to: object) -> Party | Refusal:
         """The agent of this id; an id comes from data, so that a wrong one is a refusal."""

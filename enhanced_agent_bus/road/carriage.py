@@ -1,0 +1,152 @@
+"""Carry it: the workers that take messages from mailboxes and run handlers, each on a ticket that holds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Final
+
+from enhanced_agent_bus import faultpoints
+from enhanced_agent_bus.delivery.parcel import Parcel
+from enhanced_agent_bus.delivery.runner import Alarm, Failed, Overtaken, run
+from enhanced_agent_bus.message import Message
+from enhanced_agent_bus.road.desk import Desk, Handling, Post, handling_now
+from enhanced_agent_bus.road.endings import Endings
+from enhanced_agent_bus.road.mailroom import Mailroom
+from enhanced_agent_bus.road.replies import Replies
+from enhanced_agent_bus.road.rescue import Rescue
+from enhanced_agent_bus.verdict import Admitted, Recorded
+
+TURN_MESSAGES: Final = 64  # handled in a row before other tasks get the loop
+
+
+class Carriage:
+    """Runs handlers, and nothing but handlers, on tickets from the ledger."""
+
+    def __init__(self, desk: Desk, endings: Endings, mailroom: Mailroom, rescue: Rescue, replies: Replies) -> None:
+        self._desk = desk
+        self._endings = endings
+        self._mailroom = mailroom
+        self._rescue = rescue
+        self._replies = replies
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def start_worker(self, post: Post) -> None:
+        post.workers.add(self._own_task(self._work(post), f"worker of {post.agent_id}"))
+
+    def _own_task(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """A task that the bus owns: it is cancelled on close, and its unexpected end stops the bus loudly."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_ended)
+        return task
+
+    def _task_ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._desk.broken = self._desk.broken or error
+            task.get_loop().call_exception_handler(
+                {"message": f"the bus stops taking messages: {task.get_name()} ended", "exception": error, "task": task}
+            )
+
+    async def _work(self, post: Post) -> None:
+        alarm = Alarm(asyncio.get_running_loop())
+        task = asyncio.current_task()
+        assert task is not None
+        turns = 0
+        try:
+            while task in post.workers and not task.cancelling():
+                parcel = await post.mailbox.take()
+                post.busy.add(task)
+                await self._serve(post, parcel, alarm)
+                post.busy.discard(task)
+                turns += 1
+                if turns % TURN_MESSAGES == 0:
+                    await asyncio.sleep(0)
+        finally:
+            alarm.close()
+            post.busy.discard(task)
+            post.workers.discard(task)
+
+    async def _serve(self, post: Post, parcel: Parcel, alarm: Alarm) -> None:
+        """One message from the mailbox: on a ticket of the constitution that is active now, or not at all."""
+        parcel.state = "in_flight"  # in a worker's hands: nobody else ends it
+        while not parcel.ending:
+            if self._desk.clock.now_us() >= parcel.expires_us:
+                self._endings.end(parcel, "expired", "expired")
+                return
+            recorded = parcel.recorded
+            if recorded is not None and self._holds(recorded) and not self._desk.stalled:
+                await self._deliver(post, parcel, recorded, alarm)  # its first step has no await before the handler
+                return
+            parcel.recorded = None
+            if self._desk.registry.party(post.agent_id) is None:
+                self._mailroom.carry(post, parcel)
+                return
+            if not await self._rescue.readmit(parcel):
+                return
+
+    def _holds(self, recorded: Recorded) -> bool:
+        """Whether what was decided on is still so: the constitution, and who the recipient is."""
+        admitted = recorded.admitted
+        if admitted.constitution != self._desk.admission.active.digest:
+            return False
+        party = self._desk.registry.party(admitted.recipient.id)
+        return party is None or party is admitted.recipient or party.document == admitted.recipient.document
+
+    async def _deliver(self, post: Post, parcel: Parcel, recorded: Recorded, alarm: Alarm) -> None:
+        handler = post.handler
+        if handler is None:  # the agent has gone between two steps
+            self._mailroom.carry(post, parcel)
+            return
+        parcel.recorded = None  # a ticket is good for one run
+        parcel.attempts += 1
+        message = Message(parcel.envelope, attempt=parcel.attempts, constitution=recorded.admitted.constitution)
+        seconds = _seconds(recorded.admitted, post.seconds)
+        started = self._desk.clock.monotonic()
+        handling = Handling(parcel)
+        token = handling_now.set(handling)
+        try:
+            faultpoints.hit("dispatch.before_handler")
+            result = await run(
+                handler,
+                message,
+                on_loop=post.on_loop,
+                model=post.model,
+                seconds=seconds,
+                alarm=alarm,
+                threads=self._desk.threads,
+                still=lambda: self._desk.admission.active.digest == message.constitution,
+            )
+            faultpoints.hit("handler.after_return")
+        except OSError as error:  # only a fault point raises here
+            result = Failed("handler_failed", type(error).__name__, str(error))
+        finally:
+            handling.over = True
+            handling_now.reset(token)
+        duration_us = int((self._desk.clock.monotonic() - started) * 1e6)
+        if isinstance(result, Overtaken):
+            parcel.attempts -= 1  # it never ran: its allow is one of a constitution that has gone meanwhile
+            self._mailroom.carry(post, parcel)
+        elif isinstance(result, Failed):
+            self._rescue.rescue(post, parcel, result, duration_us)
+        elif result.reply is None:
+            self._endings.end(parcel, "delivered", None, duration_us=duration_us)
+        else:
+            await self._replies.answer(post, parcel, result, duration_us)
+
+    async def stop(self, seconds: float) -> None:
+        """Ends the workers; a handler that does not stop in this time is left to its own."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=seconds)
+
+
+def _seconds(admitted: Admitted, seconds: float) -> float:
+    """The handler's time, capped where the policy says so."""
+    for item in admitted.obligations:
+        if item["type"] == "handler_timeout":
+            seconds = min(seconds, float(item["seconds"]))
+    return seconds

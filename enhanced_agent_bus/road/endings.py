@@ -1,0 +1,216 @@
+"""How a message ends, and that its end is recorded before anyone is told; and the expiry of what waits."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import orjson
+
+from enhanced_agent_bus.admission.seal import SALT_BYTES, commitment
+from enhanced_agent_bus.delivery.parcel import Parcel
+from enhanced_agent_bus.delivery.runner import ERROR_TEXT_CHARS_MAX
+from enhanced_agent_bus.errors import BusError, NotDelivered
+from enhanced_agent_bus.message import Message
+from enhanced_agent_bus.outcome import END_STATES, Outcome
+from enhanced_agent_bus.ports import Entry, FactChange, Move, StoredMessage
+from enhanced_agent_bus.road.desk import Desk, Written
+
+TOLD_SECONDS: Final = 0.005  # from a commit on disk until the loop has heard of it
+NO_REPLY: Final = {
+    "no_reply": "the handler returned None: return a dict to answer requests",
+    "reply_refused": "the constitution refused the reply: see `eab audit search code:policy_denied`",
+}
+
+
+class Endings:
+    """Ends messages, once each."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_us = 0
+        self.delivered = 0  # by this process
+        self.dead_lettered = 0
+
+    def end(
+        self,
+        parcel: Parcel,
+        state: str,
+        code: str | None,
+        *,
+        error: str | None = None,
+        text: str = "",
+        duration_us: int = 0,
+        facts: Sequence[FactChange] = (),
+    ) -> Written:
+        """Records how a message ended; who waits for it is told once that is durable."""
+        parcel.stop_timer()
+        parcel.recorded = None
+        post = self._desk.posts.get(parcel.envelope.recipient)
+        if post is not None and parcel.state in ("queued", "parked"):
+            post.mailbox.remove(parcel)
+        outcome = Outcome(state, parcel.attempts, code, parcel.reply)  # type: ignore[arg-type]
+        parcel.ending = True
+        return self.outcome_entry(parcel, state, code, state, 0, error, text, duration_us, outcome, facts)
+
+    def outcome_entry(
+        self,
+        parcel: Parcel,
+        state: str,
+        code: str | None,
+        next_state: str,
+        due_us: int,
+        error: str | None,
+        text: str,
+        duration_us: int,
+        outcome: Outcome | None,
+        facts: Sequence[FactChange] = (),
+    ) -> Written:
+        envelope = parcel.envelope
+        fields: dict[str, Any] = {
+            "message_id": envelope.id,
+            "decision_id": parcel.decision_id,
+            "state": state,
+            "code": code,
+            "attempt": parcel.attempts,
+            "duration_us": duration_us,
+            "error": {"type": error} if error is not None else None,
+        }
+        texts = None
+        if text:
+            kept = text[:ERROR_TEXT_CHARS_MAX].encode("utf-8", "backslashreplace").decode()
+            salt, body = self._desk.randomness.take(SALT_BYTES), orjson.dumps({"error": kept})
+            fields["texts"] = commitment(salt, body)
+            texts = (salt, body)
+        written = Written()
+        ended = outcome is not None
+        move = self.move(parcel, next_state, due_us, code, error, parcel.decision_id, None)
+
+        def done(seq: int, failure: BusError | None) -> None:
+            if failure is None:
+                self._desk.stalled = False
+                self._desk.admission.facts.durable(facts)
+            if ended and failure is None:
+                self._ended(parcel, state, outcome)
+            written.settle(seq, failure)
+
+        self._desk.ledger.put(
+            Entry(
+                "outcome", fields, message_id=envelope.id, move=move, texts=texts, facts=facts, certain=True, done=done
+            )
+        )
+        return written
+
+    def _ended(self, parcel: Parcel, state: str, outcome: Outcome | None) -> None:
+        if outcome is None:
+            return
+        self._desk.rising.discard(parcel.envelope.id)
+        if self._desk.live.pop(parcel.envelope.id, None) is None:
+            self._desk.ends["dead_lettered"] -= 1  # it was a dead letter
+        elif parcel.placed:
+            self._desk.post(parcel.envelope.recipient).mailbox.release()
+        self._desk.ends[state] += 1
+        self.delivered += state == "delivered"
+        self.dead_lettered += state == "dead_lettered"
+        if parcel.replier is not None and not parcel.replier.done() and parcel.placed:
+            code = outcome.code or ("no_reply" if state == "delivered" else state)
+            parcel.replier.set_exception(
+                NotDelivered(parcel.envelope.id, outcome, code=code, remedy=NO_REPLY.get(code, ""))
+            )
+        parcel.settle(outcome)
+        self._desk.changed.set()
+
+    def move(
+        self,
+        parcel: Parcel,
+        state: str,
+        due_us: int,
+        code: str | None,
+        error: str | None,
+        decision_id: str,
+        was: str | None,
+    ) -> Move:
+        forget = not self._desk.settings.audit.store_payloads and state in END_STATES and state != "dead_lettered"
+        before, parcel.stored = was or parcel.stored, state
+        return Move(
+            parcel.row,
+            before,
+            state,
+            parcel.attempts,
+            due_us,
+            self._desk.clock.now_us(),
+            code,
+            error,
+            decision_id,
+            orjson.dumps(parcel.added) if parcel.added else b"[]",
+            parcel.expires_us,
+            parcel.reply_id,
+            forget,
+        )
+
+    async def outcome(self, message_id: str, seconds: float | None) -> Outcome:
+        """How a message ended, or ends within this time. Raises: KeyError; TimeoutError; BusClosed."""
+        async with asyncio.timeout(seconds):
+            while (parcel := self._desk.live.get(message_id)) is None:
+                stored = self._desk.ledger.find(message_id)
+                if stored is None:
+                    raise KeyError(message_id)
+                if stored.state in END_STATES:
+                    return self._stored_outcome(stored)
+                self._desk.require_open()
+                await asyncio.sleep(TOLD_SECONDS)
+            return await parcel.ended(None)
+
+    async def outcome_of(self, parcel: Parcel, seconds: float | None) -> Outcome:
+        """The same for whoever sent it: a dead letter may have been replayed since."""
+        outcome = await parcel.ended(seconds)
+        if outcome.state != "dead_lettered":
+            return outcome
+        return await self.outcome(parcel.envelope.id, seconds)
+
+    def _stored_outcome(self, stored: StoredMessage) -> Outcome:
+        reply = self._desk.ledger.find(stored.reply_id) if stored.reply_id else None
+        message = Message(reply.envelope) if reply is not None and reply.has_content else None
+        return Outcome(stored.state, stored.attempts, stored.code, message)  # type: ignore[arg-type]
+
+    # --- expiry ----------------------------------------------------------------------------------------------------
+
+    def watch(self, parcel: Parcel) -> None:
+        """One timer for all that wait: set to the earliest end of any."""
+        end_us = min(parcel.expires_us, parcel.hold_expires_us or parcel.expires_us)
+        if self._timer is not None and end_us >= self._timer_us:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_us = end_us
+        seconds = max(0.0, (end_us - self._desk.clock.now_us()) / 1e6)
+        self._timer = asyncio.get_running_loop().call_later(min(seconds, 86_400.0), self._sweep)
+
+    def _sweep(self) -> None:
+        self._timer = None
+        if self._desk.closed:
+            return
+        now_us = self._desk.clock.now_us()
+        earliest: Parcel | None = None
+        earliest_us = math.inf
+        for parcel in list(self._desk.live.values()):
+            if parcel.state == "in_flight" or parcel.ending:
+                continue
+            if now_us >= parcel.expires_us:
+                self.end(parcel, "expired", "expired")
+            elif parcel.state == "held" and now_us >= parcel.hold_expires_us:
+                self.end(parcel, "refused", "approval_expired")
+            else:
+                end_us = min(parcel.expires_us, parcel.hold_expires_us if parcel.state == "held" else parcel.expires_us)
+                if end_us < earliest_us:
+                    earliest, earliest_us = parcel, end_us
+        if earliest is not None:
+            self.watch(earliest)
+
+    def stop(self) -> None:
+        """Nothing expires any more: the bus closes."""
+        if self._timer is not None:
+            self._timer.cancel()

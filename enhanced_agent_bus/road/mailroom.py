@@ -1,0 +1,41 @@
+"""Into the mailbox, now or after a while."""
+
+from __future__ import annotations
+
+import asyncio
+
+from enhanced_agent_bus.delivery.parcel import Parcel
+from enhanced_agent_bus.road.desk import Desk, Post
+from enhanced_agent_bus.road.endings import Endings
+
+
+class Mailroom:
+    """Brings messages to their recipients' mailboxes."""
+
+    def __init__(self, desk: Desk, endings: Endings) -> None:
+        self._desk = desk
+        self._endings = endings
+
+    def carry(self, post: Post, parcel: Parcel) -> None:
+        """Into the mailbox; `recorded` is the ticket, or a worker gets a new one first."""
+        if self._desk.registry.party(post.agent_id) is None:
+            self._endings.end(parcel, "dead_lettered", "handler_absent")
+            return
+        parcel.state = "queued" if post.handler is not None else "parked"
+        post.mailbox.put(parcel, parcel.envelope.priority)
+        if parcel.state == "parked":
+            self._desk.changed.set()
+
+    def later(self, parcel: Parcel, seconds: float) -> None:
+        """Back into the mailbox after a while, to be decided anew."""
+        parcel.state = "retrying"
+        parcel.recorded = None
+        parcel.due_us = self._desk.clock.now_us() + int(seconds * 1e6)
+        parcel.timer = asyncio.get_running_loop().call_later(seconds, self._due, parcel)
+        self._endings.watch(parcel)
+        self._desk.changed.set()
+
+    def _due(self, parcel: Parcel) -> None:
+        parcel.timer = None
+        if not parcel.ending and not self._desk.closed:
+            self.carry(self._desk.post(parcel.envelope.recipient), parcel)

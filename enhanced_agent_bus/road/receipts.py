@@ -1,0 +1,82 @@
+"""What a sender gets back at once, from a decision or from what is stored of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final, Literal
+
+import orjson
+
+from enhanced_agent_bus.admission.chain import Decided
+from enhanced_agent_bus.message import Envelope
+from enhanced_agent_bus.outcome import Outcome, Receipt
+from enhanced_agent_bus.ports import Ledger, StoredMessage
+from enhanced_agent_bus.verdict import Reason
+
+Ending = Callable[[float | None], Awaitable[Outcome]]
+STATES: Final[dict[str, Literal["accepted", "held", "refused"]]] = {
+    "allow": "accepted",
+    "hold": "held",
+    "refuse": "refused",
+}
+
+
+def receipt_of(envelope: Envelope, decided: Decided, seq: int, ending: Ending | None) -> Receipt:
+    """The receipt of a decision; `ending` waits for the end of what was not refused."""
+    return Receipt(
+        envelope.id,
+        envelope.recipient,
+        envelope.digest or None,
+        STATES[decided.verdict],
+        decided.code,
+        decided.reasons,
+        decided.decision_id,
+        decided.constitution,
+        decided.revision,
+        seq,
+        ending or _refused(decided.code),
+    )
+
+
+def first_receipt(ledger: Ledger, stored: StoredMessage, ending: Ending) -> Receipt:
+    """The receipt that a message got when it was sent first, read back."""
+    envelope = stored.envelope
+    try:
+        first = orjson.loads(ledger.record(stored.seq))
+    except KeyError:  # a ledger in memory forgets records sooner than messages
+        first = {
+            "reasons": [],
+            "verdict": "allow",
+            "decision_id": stored.decision_id,
+            "constitution": "",
+            "revision": 0,
+        }
+    return Receipt(
+        envelope.id,
+        envelope.recipient,
+        envelope.digest,
+        STATES[first["verdict"]],
+        None,
+        words_of(ledger, stored.seq, [(item["rule"], item["code"]) for item in first["reasons"]]),
+        first["decision_id"],
+        first["constitution"],
+        first["revision"],
+        stored.seq,
+        ending,
+    )
+
+
+def words_of(ledger: Ledger, seq: int, reasons: list[tuple[str, str]]) -> tuple[Reason, ...]:
+    """Reasons with the words that stand apart from their record, as far as those are still kept."""
+    texts = ledger.texts(seq)
+    words = orjson.loads(texts).get("reasons", []) if texts is not None else []
+    if len(words) != len(reasons):
+        words = [("", "")] * len(reasons)
+    return tuple(Reason(rule, code, *said) for (rule, code), said in zip(reasons, words, strict=True))
+
+
+def _refused(code: str | None) -> Ending:
+    async def outcome(_seconds: float | None) -> Outcome:
+        return Outcome("refused", 0, code)
+
+    return outcome

@@ -1,0 +1,274 @@
+"""If delivery failed, or a message has waited: decided anew before it moves (retry, replay, restart, activation)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import orjson
+
+from enhanced_agent_bus import faultpoints
+from enhanced_agent_bus.admission.chain import Decided
+from enhanced_agent_bus.admission.facts import Added
+from enhanced_agent_bus.admission.sight import Case
+from enhanced_agent_bus.delivery.parcel import Parcel
+from enhanced_agent_bus.delivery.runner import Failed
+from enhanced_agent_bus.errors import AuditUnavailable, BusError
+from enhanced_agent_bus.outcome import Receipt
+from enhanced_agent_bus.ports import Entry, StoredMessage
+from enhanced_agent_bus.recovery.retry import GiveUp, next_step
+from enhanced_agent_bus.road.desk import NOBODY, Desk, Post, Written
+from enhanced_agent_bus.road.endings import Endings
+from enhanced_agent_bus.road.mailroom import Mailroom
+from enhanced_agent_bus.road.receipts import receipt_of, words_of
+from enhanced_agent_bus.verdict import Reason, Refusal
+
+AGAIN_SECONDS: Final = 0.5  # until a message is decided again that could not be decided or recorded
+UNDECIDED: Final = frozenset({"policy_timeout", "policy_unavailable"})  # nobody said no: asked again while it waits
+
+
+class Rescue:
+    """Decides again what was accepted before."""
+
+    def __init__(self, desk: Desk, endings: Endings, mailroom: Mailroom) -> None:
+        self._desk = desk
+        self._endings = endings
+        self._mailroom = mailroom
+
+    def rescue(self, post: Post, parcel: Parcel, failed: Failed, duration_us: int) -> None:
+        """After a failed attempt: wait and be decided anew, or among the dead letters."""
+        step = next_step(
+            post.retry,
+            parcel.attempts - parcel.attempts_before,
+            self._desk.chance(),
+            never=failed.code if failed.never_again else None,
+        )
+        if isinstance(step, GiveUp):
+            code = failed.code if failed.never_again else step.code
+            self._endings.end(
+                parcel, "dead_lettered", code, error=failed.error, text=failed.text, duration_us=duration_us
+            )
+            return
+        parcel.why = "retry"
+        due_us = self._desk.clock.now_us() + int(step.seconds * 1e6)
+        self._endings.outcome_entry(
+            parcel, "failed", failed.code, "retrying", due_us, failed.error, failed.text, duration_us, None
+        )
+        self._mailroom.later(parcel, step.seconds)
+
+    async def readmit(self, parcel: Parcel) -> bool:
+        """Decides a waiting message anew; True when it may go on, on a new ticket that is on disk."""
+        case = self._case_again(parcel)
+        try:
+            if parcel.why == "retry":
+                faultpoints.hit("retry.before_decide")
+            decided = await self._desk.admission.judge(case)
+            written = self._record_again(parcel, decided)
+            await written.wait()
+        except (AuditUnavailable, OSError):  # nothing could be recorded: it waits, and is asked again
+            if not self._desk.closed:
+                self._mailroom.later(parcel, AGAIN_SECONDS)
+            return False
+        parcel.decision_id = decided.decision_id
+        if written.recorded is not None:
+            parcel.recorded = written.recorded
+            parcel.why = "activation"
+            return True
+        if decided.verdict == "hold":
+            parcel.state = "held"
+            self._endings.watch(parcel)
+            self._desk.changed.set()
+            return False
+        if decided.code in UNDECIDED:
+            self._mailroom.later(parcel, AGAIN_SECONDS)
+            return False
+        if not parcel.attempts:
+            parcel.added = []
+        self._endings.end(
+            parcel, "refused", decided.code, facts=self._desk.admission.take_back(case) if not parcel.attempts else ()
+        )
+        return False
+
+    def _case_again(self, parcel: Parcel) -> Case:
+        envelope = parcel.envelope
+        sender, recipient = self._desk.registry.party(envelope.sender), self._desk.registry.party(envelope.recipient)
+        refusal = None
+        if sender is None:
+            refusal = Refusal("sender_unregistered", f"{envelope.sender} is no longer registered", "register it again")
+        elif recipient is None:
+            refusal = Refusal("recipient_unknown", f"{envelope.recipient} is no longer registered", "register it again")
+        return Case(
+            self._desk.router.address(envelope, sender or NOBODY, recipient or NOBODY),
+            why=parcel.why,
+            attempt=parcel.attempts + 1,
+            previous=parcel.decision_id,
+            added=parcel.added,
+            cause=parcel.cause,
+            first=False,
+            counted=parcel.counted,
+            refusal=refusal,
+        )
+
+    def _record_again(
+        self,
+        parcel: Parcel,
+        decided: Decided,
+        *,
+        replay: bool = False,
+        then: Callable[[Written, BusError | None], None] | None = None,
+    ) -> Written:
+        """Puts a later decision; where it changes the message's state, in the same transaction."""
+        written = Written()
+        before = (parcel.stored, parcel.added, parcel.counted, parcel.hold_reasons, parcel.hold_expires_us)
+        entry = Entry(
+            "decision",
+            decided.fields,
+            message_id=parcel.envelope.id,
+            facts=decided.changes,
+            texts=decided.texts,
+            admitted=decided.admitted,
+        )
+        if decided.verdict != "refuse":
+            parcel.added = list(decided.added)
+            state = "held" if decided.verdict == "hold" else "queued"
+            if decided.verdict == "hold":
+                parcel.hold_reasons = decided.reasons
+                seconds = min(hold.expires_seconds for hold in decided.hold)
+                parcel.hold_expires_us = self._desk.clock.now_us() + int(seconds * 1e6)
+            else:
+                parcel.counted = True
+            entry.move = self._endings.move(
+                parcel, state, 0, None, None, decided.decision_id, "dead_lettered" if replay else None
+            )
+
+        def done(seq: int, error: BusError | None) -> None:
+            if error is not None:
+                parcel.stored, parcel.added, parcel.counted, parcel.hold_reasons, parcel.hold_expires_us = before
+            written.recorded = entry.recorded
+            self._desk.settled(decided, written, seq, error)
+            if then is not None:
+                then(written, error)
+
+        entry.done = done
+        self._desk.ledger.put(entry)
+        return written
+
+    async def replay(self, stored: StoredMessage) -> Receipt:
+        parcel = self.parcel_of(stored)
+        envelope = parcel.envelope
+        parcel.why = "replay"
+        parcel.attempts_before = parcel.attempts
+        now_us = self._desk.clock.now_us()
+        parcel.expires_us = now_us + (envelope.expires_us - envelope.created_us)
+        post = self._desk.post(envelope.recipient)
+        case = self._case_again(parcel)
+        if not stored.has_content:
+            case.refusal = Refusal(
+                "malformed", f"the payload of {envelope.id} is no longer kept", "discard it, or send it anew"
+            )
+        reserved = case.refusal is None and post.mailbox.reserve()
+        if case.refusal is None and not reserved:
+            case.refusal = Refusal("queue_full", f"{envelope.recipient} has no room", "replay it later")
+        self._desk.rising.add(envelope.id)
+        written: Written | None = None
+        try:
+            decided = await self._desk.admission.judge(case)
+            written = self._record_again(
+                parcel,
+                decided,
+                replay=True,
+                then=partial(self._replayed, parcel, decided, post if reserved else None),
+            )
+            seq = await written.wait()
+        finally:
+            if written is None:
+                self._desk.rising.discard(envelope.id)
+                if reserved:
+                    post.mailbox.release()
+        return receipt_of(
+            envelope, decided, seq, partial(self._endings.outcome_of, parcel) if decided.verdict != "refuse" else None
+        )
+
+    def _replayed(
+        self,
+        parcel: Parcel,
+        decided: Decided,
+        post: Post | None,
+        written: Written,
+        error: BusError | None,
+    ) -> None:
+        """The decision on a replay is durable, or could not be written, whatever became of who asked for it.
+
+        `post` has a place for it; without one it was refused.
+        """
+        self._desk.rising.discard(parcel.envelope.id)
+        if post is None or error is not None or decided.verdict == "refuse":
+            if post is not None:
+                post.mailbox.release()
+            return
+        parcel.decision_id = decided.decision_id
+        self._desk.ends["dead_lettered"] -= 1
+        self._desk.live[parcel.envelope.id] = parcel
+        if written.abandoned:  # who asked was told that it was not: then it must not be
+            self._endings.end(parcel, "dead_lettered", "audit_unavailable")
+            return
+        self._endings.watch(parcel)
+        if written.recorded is not None:
+            parcel.recorded = written.recorded
+            parcel.why = "activation"
+            self._mailroom.carry(post, parcel)
+        else:
+            parcel.state = "held"
+
+    def dead(self, message_id: str) -> StoredMessage:
+        stored = self._desk.ledger.find(message_id)
+        busy = message_id in self._desk.live or message_id in self._desk.rising
+        if stored is None or stored.state != "dead_lettered" or busy:
+            state = (
+                self._desk.live[message_id].state
+                if message_id in self._desk.live
+                else stored.state
+                if stored
+                else "unknown"
+            )
+            raise KeyError(f"no dead letter {message_id} ({state})")
+        return stored
+
+    def parcel_of(self, stored: StoredMessage) -> Parcel:
+        holds = orjson.loads(stored.holds or b"[]")
+        added: list[Added] = [tuple(item) for item in orjson.loads(stored.added or b"[]")]
+        parent = self._desk.ledger.find(stored.envelope.cause) if stored.envelope.cause else None
+        cause = None
+        if parent is not None and parent.envelope.recipient == stored.envelope.sender:
+            before = parent.envelope
+            cause = {"id": before.id, "type": before.type, "sender": before.sender, "tenant": before.tenant}
+        return Parcel(
+            stored.envelope,
+            stored.envelope.expires_us,
+            stored.since_us,
+            state=stored.state,
+            stored=stored.state,
+            why="restart",
+            row=stored.seq,
+            attempts=stored.attempts,
+            decision_id=stored.decision_id,
+            added=added,
+            counted=stored.state != "held",
+            cause=cause,
+            hold_reasons=self._hold_reasons(stored, holds),
+            hold_expires_us=stored.hold_expires_us,
+            due_us=stored.due_us,
+        )
+
+    def _hold_reasons(self, stored: StoredMessage, holds: list[dict[str, str]]) -> tuple[Reason, ...]:
+        """Why it is held, in the words of the decision that held it, as far as those are still kept."""
+        if stored.state != "held":
+            return ()
+        try:
+            first = orjson.loads(self._desk.ledger.record(stored.seq))
+        except KeyError:  # a ledger in memory forgets records sooner than messages
+            first = {"verdict": ""}
+        if first["verdict"] != "hold":  # held later than at its first decision
+            return tuple(Reason(hold["rule"], "hold") for hold in holds)
+        return words_of(self._desk.ledger, stored.seq, [(item["rule"], item["code"]) for item in first["reasons"]])

@@ -1,0 +1,396 @@
+"""Find, judge, record: a new message from its sender to the mailbox of one recipient."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import orjson
+
+from enhanced_agent_bus.admission.chain import Decided
+from enhanced_agent_bus.admission.draft import Shaped
+from enhanced_agent_bus.admission.seal import SALT_BYTES, commitment, seal
+from enhanced_agent_bus.admission.sight import Case
+from enhanced_agent_bus.agent import Draft
+from enhanced_agent_bus.delivery.parcel import Parcel
+from enhanced_agent_bus.delivery.runner import misfits
+from enhanced_agent_bus.errors import BusError
+from enhanced_agent_bus.message import MESSAGE_ID, TYPES, Envelope, Message, shown
+from enhanced_agent_bus.outcome import Receipt
+from enhanced_agent_bus.ports import Entry, Opening, StoredMessage
+from enhanced_agent_bus.road.desk import (
+    NOBODY,
+    RECORD_SECONDS_MAX,
+    Desk,
+    Handling,
+    Post,
+    Written,
+    disk_silent,
+    handling_now,
+)
+from enhanced_agent_bus.road.endings import Endings
+from enhanced_agent_bus.road.mailroom import Mailroom
+from enhanced_agent_bus.road.receipts import first_receipt, receipt_of
+from enhanced_agent_bus.verdict import Hold, Party, Refusal
+
+KEEPS_NOTHING: Final = frozenset({"malformed", "too_large", "too_deep"})
+
+
+class Sending:
+    """One message down the road, at each call of `dispatch`."""
+
+    def __init__(self, desk: Desk, endings: Endings, mailroom: Mailroom) -> None:
+        self._desk = desk
+        self._endings = endings
+        self._mailroom = mailroom
+        self._room = asyncio.Semaphore(desk.settings.limits.inflight)
+        self._claims: dict[str, asyncio.Future[None]] = {}  # given ids that are being sent right now
+        self._putting: dict[str, asyncio.Future[None] | None] = {}  # of them, those on their way to the disk
+
+    async def dispatch(
+        self,
+        sender: Party,
+        to: str | None,
+        capability: str | None,
+        draft: Draft,
+        *,
+        topic: str | None = None,
+        replier: asyncio.Future[Message] | None = None,
+    ) -> tuple[Receipt, Parcel | None]:
+        """One message down the road. The parcel is None when it was refused, or was sent before."""
+        self._desk.require_open()
+        if (to is None) == (capability is None):
+            raise TypeError("give exactly one of `to` and `capability`")
+        given = draft.id
+        if given is None:
+            return await self._send(
+                self._desk.randomness.uuid7(self._desk.clock.now_us()), sender, to, capability, topic, draft, replier
+            )
+        message_id = own_id(sender.id, given)
+        if message_id is None:
+            refusal = Refusal("malformed", f"the id {shown(given)} is not one", "use [A-Za-z0-9._:/-], at most 128")
+            return await self.turn_away(
+                self._desk.randomness.uuid7(self._desk.clock.now_us()), sender, NOBODY, topic, draft, refusal
+            )
+        while (claim := self._claims.get(message_id)) is not None:
+            try:
+                async with asyncio.timeout(RECORD_SECONDS_MAX if self._putting.get(message_id) is claim else None):
+                    await asyncio.shield(claim)
+            except TimeoutError:
+                raise disk_silent() from None
+            self._desk.require_open()
+        claim = self._claims[message_id] = asyncio.get_running_loop().create_future()
+        try:
+            stored = self._desk.ledger.find(message_id)
+            if stored is not None:
+                return await self._again(stored, message_id, sender, to, topic, draft)
+            return await self._send(message_id, sender, to, capability, topic, draft, replier)
+        finally:
+            if message_id in self._putting:  # its sender leaves before it is on disk: a twin waits for that
+                self._claims[message_id] = self._putting[message_id] = asyncio.get_running_loop().create_future()
+            else:
+                del self._claims[message_id]
+            claim.set_result(None)
+
+    async def _send(
+        self,
+        message_id: str,
+        sender: Party,
+        to: str | None,
+        capability: str | None,
+        topic: str | None,
+        draft: Draft,
+        replier: asyncio.Future[Message] | None,
+    ) -> tuple[Receipt, Parcel | None]:
+        shaped = self._desk.shape.check(draft)
+        if isinstance(shaped, Refusal):
+            return await self.turn_away(message_id, sender, NOBODY, topic, draft, shaped)
+        found = await self._find(sender, to, capability, shaped)
+        if isinstance(found, tuple):
+            return await self.turn_away(message_id, sender, found[1] or NOBODY, topic, draft, found[0], shaped)
+        post = self._desk.post(found.id)
+        accepted = False
+        try:
+            misfit = misfits(post.model, shaped.body)
+            if misfit:
+                if sender.tenant != found.tenant:
+                    misfit = "its tenant can say why"  # nobody has decided yet that this sender may know more
+                refusal = Refusal("malformed", f"{found.id} does not take this payload: {misfit}", "send what it takes")
+                return await self.turn_away(message_id, sender, found, topic, draft, refusal, shaped)
+            async with self._room:
+                case, parcel = self.addressed(message_id, sender, found, topic, shaped, replier)
+                decided = await self._desk.admission.judge(case)
+                if decided.verdict != "refuse":
+                    accepted = True
+                written = self.record(parcel, decided, post)
+                seq = await written.wait()
+        finally:
+            if not accepted:
+                post.mailbox.release()
+        if not accepted:
+            return receipt_of(case.addressed.envelope, decided, seq, None), None
+        return receipt_of(case.addressed.envelope, decided, seq, partial(self._endings.outcome_of, parcel)), parcel
+
+    async def _find(
+        self, sender: Party, to: str | None, capability: str | None, shaped: Shaped
+    ) -> Party | tuple[Refusal, Party | None]:
+        """The recipient, with a place in its mailbox reserved."""
+        deadline = self._desk.clock.monotonic() + shaped.expires_seconds
+        while True:
+            if self._desk.registry.live(sender.id) is not sender:
+                return Refusal("sender_unregistered", f"{sender.id} is not registered", "register it again"), None
+            found = self._desk.router.find(to) if capability is None else self._desk.router.capable(sender, capability)
+            if isinstance(found, Refusal):
+                return found, None
+            post = self._desk.post(found.id)
+            if post.mailbox.reserve():
+                return found
+            full = Refusal(
+                "queue_full",
+                f"the mailbox of {found.id} has no place",
+                "send again later, or more slowly",
+            )
+            handling = handling_now.get()
+            if post.when_full == "refuse" or post.handler is None or (handling is not None and not handling.over):
+                return full, found
+            if not await post.mailbox.wait_for_place(deadline - self._desk.clock.monotonic()):
+                self._desk.require_open()
+                return Refusal("expired", f"no place in the mailbox of {found.id} in time", "send again later"), found
+            if self._desk.registry.party(found.id) is found and not self._desk.closed:
+                return found
+            post.mailbox.release()
+            self._desk.require_open()
+
+    def addressed(
+        self,
+        message_id: str,
+        sender: Party,
+        recipient: Party,
+        topic: str | None,
+        shaped: Shaped,
+        replier: asyncio.Future[Message] | None,
+    ) -> tuple[Case, Parcel]:
+        now_us = self._desk.clock.now_us()
+        expires_us = now_us + int(shaped.expires_seconds * 1e6)
+        handling = handling_now.get()
+        cause, cause_id, hops, conversation = None, shaped.cause, 0, shaped.conversation
+        if handling is not None or cause_id is not None:
+            parent = self._parent(handling, cause_id, sender)
+            if handling is not None and not handling.over:
+                expires_us = min(expires_us, handling.parcel.expires_us)
+            if parent is not None:
+                cause_id, hops = parent.id, parent.hops + 1
+                conversation = conversation or parent.conversation
+                cause = {"id": parent.id, "type": parent.type, "sender": parent.sender, "tenant": parent.tenant}
+        fresh = conversation is None
+        envelope = seal(
+            id=message_id,
+            type=shaped.type,
+            priority=shaped.priority,
+            sender=sender,
+            recipient=recipient,
+            topic=topic,
+            conversation=conversation or message_id,
+            cause=cause_id,
+            created_us=now_us,
+            expires_us=expires_us,
+            hops=hops,
+            headers=shaped.headers,
+            headers_bytes=shaped.headers_bytes,
+            body=shaped.body,
+            salt=self._desk.randomness.take(SALT_BYTES),
+        )
+        if fresh:
+            self._desk.admission.facts.owner("conversation", message_id, fresh="/" not in message_id)
+        refusal = None
+        if hops > self._desk.settings.limits.hops:
+            refusal = Refusal(
+                "hop_limit", f"{hops} hops, {self._desk.settings.limits.hops} are allowed", "break the loop of agents"
+            )
+        case = Case(self._desk.router.address(envelope, sender, recipient), cause=cause, refusal=refusal)
+        return case, Parcel(envelope, expires_us, now_us, cause=cause, replier=replier)
+
+    def _parent(self, handling: Handling | None, cause_id: str | None, sender: Party) -> Envelope | None:
+        """The message that this one follows from: the one being handled, or one that its sender got."""
+        if handling is not None and cause_id in (None, handling.parcel.envelope.id):
+            return handling.parcel.envelope
+        if cause_id is None:
+            return None
+        parcel = self._desk.live.get(cause_id)
+        stored = None if parcel is not None else self._desk.ledger.find(cause_id)
+        envelope = parcel.envelope if parcel is not None else stored.envelope if stored is not None else None
+        return envelope if envelope is not None and envelope.recipient == sender.id else None
+
+    def record(
+        self, parcel: Parcel, decided: Decided, post: Post | None, then: Callable[[BusError | None], None] | None = None
+    ) -> Written:
+        """Puts a first decision with all that goes with it; what is accepted goes on as soon as that is durable."""
+        envelope = parcel.envelope
+        written = Written(then)
+        entry = Entry(
+            "decision",
+            decided.fields,
+            message_id=envelope.id,
+            facts=decided.changes,
+            texts=decided.texts,
+            admitted=decided.admitted,
+        )
+        if decided.verdict == "refuse":
+            entry.done = lambda seq, error: self._desk.settled(decided, written, seq, error)
+            if self._desk.settings.audit.store_payloads and decided.code not in KEEPS_NOTHING and envelope.digest:
+                entry.keep = envelope
+        else:
+            parcel.decision_id = decided.decision_id
+            parcel.added = list(decided.added)
+            parcel.state = self._first_state(parcel, decided, post)
+            parcel.stored = "queued" if parcel.state == "in_flight" else parcel.state
+            entry.opening = Opening(
+                envelope,
+                parcel.stored,
+                decided.decision_id,
+                orjson.dumps(parcel.added),
+                orjson.dumps([_hold_fields(hold) for hold in decided.hold]),
+                parcel.hold_expires_us,
+            )
+            if envelope.id in self._claims:
+                self._putting[envelope.id] = None
+            entry.done = lambda seq, error: self._accepted(entry, parcel, decided, post, written, seq, error)
+        self._desk.ledger.put(entry)
+        return written
+
+    def _first_state(self, parcel: Parcel, decided: Decided, post: Post | None) -> str:
+        if decided.verdict == "hold":
+            parcel.hold_reasons = decided.reasons
+            parcel.hold_expires_us = parcel.since_us + int(min(hold.expires_seconds for hold in decided.hold) * 1e6)
+            return "held"
+        if post is None:
+            return "in_flight"  # a reply: whoever asked takes it
+        return "queued" if post.handler is not None else "parked"
+
+    def _accepted(
+        self,
+        entry: Entry,
+        parcel: Parcel,
+        decided: Decided,
+        post: Post | None,
+        written: Written,
+        seq: int,
+        error: BusError | None,
+    ) -> None:
+        """The first decision is durable: the message is accepted or held, whatever became of its sender's task."""
+        orphan = self._putting.pop(parcel.envelope.id, None)
+        if orphan is not None:
+            del self._claims[parcel.envelope.id]
+            orphan.set_result(None)
+        if error is not None:
+            if post is not None:
+                post.mailbox.release()
+            written.settle(seq, error)
+            return
+        self._desk.stalled = False
+        self._desk.admission.facts.durable(decided.changes)
+        parcel.row = seq
+        self._desk.live[parcel.envelope.id] = parcel
+        if written.abandoned:  # its sender was told that it was not: then it must not be
+            self._endings.end(parcel, "discarded", "audit_unavailable")
+            return
+        self._endings.watch(parcel)
+        if entry.recorded is not None:
+            parcel.counted = True
+            parcel.recorded = entry.recorded
+            if post is not None:
+                self._mailroom.carry(post, parcel)
+        written.settle(seq, None)
+
+    async def turn_away(
+        self,
+        message_id: str,
+        sender: Party,
+        recipient: Party,
+        topic: str | None,
+        draft: Draft,
+        refusal: Refusal,
+        shaped: Shaped | None = None,
+    ) -> tuple[Receipt, None]:
+        """Records a refusal that was found before the gate."""
+        if shaped is not None:
+            case, parcel = self.addressed(message_id, sender, recipient, _safe_topic(topic), shaped, None)
+            case.refusal = refusal
+        else:
+            now_us = self._desk.clock.now_us()
+            kind = draft.type if isinstance(draft.type, str) and draft.type in TYPES else ""
+            envelope = Envelope(
+                message_id,
+                kind,
+                1,
+                sender.id,
+                sender.tenant,
+                recipient.id,
+                recipient.tenant,
+                _safe_topic(topic),
+                message_id,
+                None,
+                now_us,
+                now_us,
+                0,
+                {},
+                b"",
+                b"",
+                "",
+                None,
+                "",
+            )
+            parcel = Parcel(envelope, now_us, now_us)
+            case = Case(self._desk.router.address(envelope, sender, recipient), refusal=refusal)
+        decided = await self._desk.admission.judge(case)
+        seq = await self.record(parcel, decided, None).wait()
+        return receipt_of(case.addressed.envelope, decided, seq, None), None
+
+    async def _again(
+        self, stored: StoredMessage, message_id: str, sender: Party, to: str | None, topic: str | None, draft: Draft
+    ) -> tuple[Receipt, Parcel | None]:
+        """The first receipt for the same content; refused(replayed) for any other."""
+        shaped = self._desk.shape.check(draft)
+        if isinstance(shaped, Refusal):
+            return await self.turn_away(message_id, sender, NOBODY, topic, draft, shaped)
+        before = stored.envelope
+        same = (
+            before.salt != b""
+            and (to is None or before.recipient == to)
+            and before.topic == topic
+            and before.type == shaped.type
+            and before.priority == shaped.priority
+            and shaped.conversation in (None, before.conversation)
+            and before.commitment == commitment(before.salt, shaped.body)
+            and before.headers_commitment == (commitment(before.salt, shaped.headers_bytes) if shaped.headers else None)
+        )
+        if not same:
+            refusal = Refusal(
+                "replayed", f"{message_id} was sent before with other content", "give the new message an id of its own"
+            )
+            party = self._desk.registry.party(before.recipient) or NOBODY
+            return await self.turn_away(message_id, sender, party, topic, draft, refusal, shaped)
+        ending = partial(self._endings.outcome, message_id)
+        return first_receipt(self._desk.ledger, stored, ending), self._desk.live.get(message_id)
+
+
+def own_id(sender: str, given: object) -> str | None:
+    """The id behind its sender's name, so that nobody can take another's; None when it is not an id."""
+    if not isinstance(given, str) or not MESSAGE_ID.fullmatch(given.removeprefix(f"{sender}/")):
+        return None
+    return given if given.startswith(f"{sender}/") else f"{sender}/{given}"
+
+
+def _safe_topic(topic: object) -> str | None:
+    return topic if isinstance(topic, str) and MESSAGE_ID.fullmatch(topic) else None
+
+
+def _hold_fields(hold: Hold) -> dict[str, object]:
+    return {
+        "rule": hold.rule,
+        "approvers": hold.approvers,
+        "roles": list(hold.roles),
+        "expires_in": hold.expires_seconds,
+    }
