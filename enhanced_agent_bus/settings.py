@@ -1,11 +1,13 @@
 """Settings: `HOME/eab.toml`, then environment `EAB_<SECTION>__<KEY>`, then keywords; later ones win.
 
-Not here: what the settings build (`wiring.py`). An unknown key is an error that names the nearest known one.
+Not here: what the settings build (`wiring.py`). An unknown key or variable is an error that names the nearest known
+one.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import tomllib
 from collections.abc import Mapping
@@ -17,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from enhanced_agent_bus.errors import ConfigInvalid
 
 PREFIX = "EAB_"
-#: Variables with our prefix that are not settings.
-OTHER_VARIABLES = frozenset({"EAB_HOME", "EAB_FAULTPOINT", "EAB_DEBUG"})
+#: Variables with our prefix that are not settings; the last one is for this package's own tests.
+OTHER_VARIABLES = frozenset({"EAB_HOME", "EAB_FAULTPOINT", "EAB_DEBUG", "EAB_HYPOTHESIS"})
 
 Seconds = Annotated[float, Field(gt=0, le=86_400 * 366, allow_inf_nan=False)]
 SecondsOrNone = Annotated[float, Field(ge=0, le=86_400 * 366, allow_inf_nan=False)]
@@ -118,6 +120,9 @@ def _from_file(path: Path) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+    except NotADirectoryError:
+        remedy = "name a folder, or a path where there is nothing yet"
+        raise ConfigInvalid(f"{path.parent} is a file, not a home", remedy=remedy) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigInvalid(f"{path} is not TOML: {error}", remedy="mend the line named, or remove the file") from None
     except OSError as error:
@@ -130,15 +135,25 @@ def _from_file(path: Path) -> dict[str, Any]:
 
 def _from_environment(variables: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
+    keys = {_variable(key): key for key in _known_keys() if "." in key or key == "strict"}
     for name, text in variables.items():
         if not name.startswith(PREFIX) or name in OTHER_VARIABLES:
             continue
-        section, separator, key = name.removeprefix(PREFIX).lower().partition("__")
+        key = keys.get(name.upper())
+        if key is None:
+            near = difflib.get_close_matches(name.upper(), (*keys, *OTHER_VARIABLES), n=1, cutoff=0.0)[0]
+            known = f"{near}, for the setting {keys[near]}" if near in keys else near
+            raise ConfigInvalid(f"the variable {name} is no setting", remedy=f"did you mean {known}?")
+        section, separator, rest = key.partition(".")
         if separator:
-            values.setdefault(section, {})[key] = text
-        elif section == "strict":
+            values.setdefault(section, {})[rest] = text
+        else:
             values[section] = text
     return values
+
+
+def _variable(key: str) -> str:
+    return PREFIX + key.replace(".", "__").upper()
 
 
 def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
@@ -153,12 +168,22 @@ def _explained(error: ValidationError) -> ConfigInvalid:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
-        return ConfigInvalid(
-            f"the setting {where} cannot be used: {first['msg']}", remedy="see docs/reference/settings.md"
-        )
+        return ConfigInvalid(f"the setting {where} cannot be used: {first['msg']}", remedy=_what_may_be(first["loc"]))
     known = _known_keys()
     near = difflib.get_close_matches(where, known, n=1, cutoff=0.0)
     return ConfigInvalid(f"there is no setting {where}", remedy=f"did you mean {near[0]}?")
+
+
+def _what_may_be(place: tuple[int | str, ...]) -> str:
+    """The default, which can always be written."""
+    section = Settings.model_fields[str(place[0])].default
+    if not isinstance(section, Section):
+        return f"leave it out, or write the default, {json.dumps(section)}"
+    if len(place) == 1:
+        keys = ", ".join(type(section).model_fields)
+        return f"{place[0]} is a table of {keys}"
+    default = getattr(section, str(place[1]))
+    return "leave it out" if default is None else f"leave it out, or write the default, {json.dumps(default)}"
 
 
 def _known_keys() -> list[str]:

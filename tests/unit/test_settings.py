@@ -14,7 +14,7 @@ from enhanced_agent_bus.settings import Settings, load_settings
 def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     import os  # noqa: PLC0415 - this fixture's only
 
-    for name in [name for name in os.environ if name.startswith("EAB_") and "__" in name]:
+    for name in [name for name in os.environ if name.startswith("EAB_")]:
         monkeypatch.delenv(name)
 
 
@@ -129,6 +129,43 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path, text: str) -> None
     error = complaint(home(tmp_path, text))
     assert "eab.toml" in error.message
     assert "line" in error.message
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("EAB_POLICY_TIMEOUT", "EAB_POLICY__TIMEOUT_SECONDS"),
+        ("EAB_POLICY_TIMEOUT_SECONDS", "EAB_POLICY__TIMEOUT_SECONDS"),
+        ("EAB_LIMITS__HOPPS", "EAB_LIMITS__HOPS"),
+        ("EAB_STRIKT", "EAB_STRICT"),
+        ("EAB_HOM", "EAB_HOME"),
+        ("EAB_POLICY", "EAB_POLICY__"),
+        ("EAB_", "EAB_"),
+    ],
+)
+def test_a_variable_that_is_no_setting_is_never_passed_over(
+    name: str, near: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit that was meant and is not in force would be found out too late."""
+    monkeypatch.setenv(name, "1")
+    error = complaint(tmp_path)
+    assert name in error.message
+    assert near in error.remedy
+
+
+def test_a_home_that_is_a_file_is_called_one(tmp_path: Path) -> None:
+    """Not a settings file that cannot be read."""
+    (tmp_path / "afile").write_text("")
+    assert complaint(tmp_path / "afile").message == f"{tmp_path / 'afile'} is a file, not a home"
+
+
+def test_the_remedy_for_a_value_says_what_may_be_written(tmp_path: Path) -> None:
+    """The default, or the keys of a table; no page that may not be at hand."""
+    assert "0.25" in complaint(home(tmp_path, "[policy]\ntimeout_seconds = 0\n")).remedy
+    assert '"wait"' in complaint(home(tmp_path, "[delivery]\nwhen_full = 'drop'\n")).remedy
+    assert "mailbox" in complaint(home(tmp_path, "limits = 3\n")).remedy
+    assert "false" in complaint(home(tmp_path, "strict = 'perhaps'\n")).remedy
+    assert "null" not in complaint(home(tmp_path, "[constitution]\npath = 3\n")).remedy
 
 
 def test_a_file_that_cannot_be_read_is_no_empty_one(tmp_path: Path) -> None:
