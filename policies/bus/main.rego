@@ -36,8 +36,19 @@ reasons := [reason |
 		some part in ["code", "message", "remedy"]
 		text := data.bus.rules[name][part]
 	}
-	reason := object.union({"rule": name, "code": name, "message": "the rule does not admit this message"}, said)
+	reason := object.union({"rule": name, "code": name, "message": unsaid(name)}, said)
 ]
+
+# What is said for a rule that has no message of its own.
+unsaid(name) := concat("", ["waits for an approval by ", concat(" or ", approving(name))]) if {
+	data.bus.rules[name].admit == true
+} else := "the rule does not admit this message"
+
+approving(name) := {role |
+	some entry in data.bus.rules[name].hold
+	some role in entry.roles
+	is_string(role)
+}
 
 explains(name) if not data.bus.rules[name].admit == true
 

@@ -92,6 +92,15 @@ test_a_hold_names_its_rule_and_says_why if {
 	answer.remember == {{"scope": "sender", "key": "spent_2026-03-04", "add": 1500}}
 }
 
+test_a_hold_of_a_rule_without_a_message_names_who_is_asked if {
+	bare := {"admit": true, "hold": {{"roles": ["finance", "chief"]}, {"roles": ["finance"]}}}
+	answer := data.bus.decision with input as base
+		with data.bus.manifest.rules as ["bare"]
+		with data.bus.rules as {"bare": bare}
+	answer.allow == true
+	answer.reasons == [{"rule": "bare", "code": "bare", "message": "waits for an approval by chief or finance"}]
+}
+
 test_a_refusal_is_explained_by_the_rules_that_refuse if {
 	refused_by(object.union(payments, {"message": {"priority": 3, "payload": {"amount": 1500}}})) == ["priority_ceiling"]
 }
