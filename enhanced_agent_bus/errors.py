@@ -48,8 +48,9 @@ class Refused(BusError):
     def __init__(self, receipt: Receipt) -> None:
         reason = receipt.reasons[0] if receipt.reasons else None
         detail = f": {reason.message}" if reason and reason.message else ""
+        to = f" to {receipt.recipient}" if receipt.recipient else ""  # empty where it is nobody's id
         super().__init__(
-            f"message {receipt.message_id} to {receipt.recipient or '?'} was refused ({receipt.code}){detail}",
+            f"message {receipt.message_id}{to} was refused ({receipt.code}){detail}",
             code=receipt.code,
             remedy=reason.remedy if reason else "",
         )

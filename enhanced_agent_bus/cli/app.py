@@ -9,6 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,6 +31,7 @@ from enhanced_agent_bus.cli import (
     send,
     state,
 )
+from enhanced_agent_bus.cli.program import program
 from enhanced_agent_bus.cli.render import echo
 from enhanced_agent_bus.cli.session import Session, home_from
 
@@ -100,13 +102,34 @@ def hoist(arguments: Sequence[str]) -> list[str]:
 
 def run_command(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit status; prints its errors."""
+    try:
+        status = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _reader_is_gone()
+    except SystemExit as stop:  # what typer makes of a broken pipe
+        if not isinstance(stop.__context__, BrokenPipeError):
+            raise
+        return _reader_is_gone()
+    return status
+
+
+def _reader_is_gone() -> int:
+    """Whoever read our output has seen enough; what is still in a buffer goes nowhere, quietly."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+    return faults.BROKEN_PIPE
+
+
+def _run(arguments: Sequence[str]) -> int:
     words = hoist(arguments)
     try:
-        status = app(words or ["--help"], prog_name="eab", standalone_mode=False)
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return faults.BROKEN_PIPE
+        status = app(words or ["--help"], prog_name=program(), standalone_mode=False)
+    except BrokenPipeError:
+        raise
     except (KeyboardInterrupt, typer.Abort):
         echo("eab: interrupted", error=True)
         return faults.INTERRUPTED
@@ -119,6 +142,10 @@ def run_command(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """The entry point of `eab`."""
+    if sys.stdout is None:  # it was closed: nobody wants to see anything
+        sys.stdout = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  as long as the process
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  as long as the process
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without UTF-8 is no reason to stop

@@ -12,6 +12,7 @@ import typer
 
 from enhanced_agent_bus.cli import faults
 from enhanced_agent_bus.cli.faults import CliError, unknown_id
+from enhanced_agent_bus.cli.program import named
 from enhanced_agent_bus.cli.render import counted, echo, print_json, print_pairs, safe
 from enhanced_agent_bus.cli.session import Json, Session, note_access, session_of
 
@@ -41,8 +42,6 @@ def tail(
 
     Example: eab audit tail -n 5
     """
-    import time
-
     from enhanced_agent_bus.cli.reading import newest_records, records_from
 
     session = session_of(context)
@@ -52,7 +51,8 @@ def tail(
     last = records[-1]["seq"] if records else -1
     while follow:
         sys.stdout.flush()
-        time.sleep(FOLLOW_SECONDS)
+        if _reader_left_within(FOLLOW_SECONDS):
+            raise BrokenPipeError
         for record in records_from(home, last + 1):
             _show_records(session, [record])
             last = record["seq"]
@@ -110,6 +110,15 @@ def show(
             print_json(record)
         else:
             _show_whole(record)
+
+
+def _reader_left_within(seconds: float) -> bool:
+    """Waits; True as soon as nobody can read standard output any more, even while there is nothing to write."""
+    import select
+
+    watch = select.poll()
+    watch.register(sys.stdout.fileno(), 0)  # errors and hang-ups are always told
+    return bool(watch.poll(seconds * 1000))
 
 
 def _show_records(session: Session, records: Iterable[Mapping[str, Json]]) -> None:
@@ -214,7 +223,7 @@ def is_fine(verdict: Mapping[str, Json], *, require_anchor: bool = False) -> boo
 
 def show_verdict(verdict: Mapping[str, Json]) -> None:
     """The three verdicts, and what they cannot exclude."""
-    print_pairs(_verdict_lines(verdict))
+    print_pairs((name, named(value) if isinstance(value, str) else value) for name, value in _verdict_lines(verdict))
 
 
 def _verdict_lines(verdict: Mapping[str, Json]) -> list[tuple[str, Any]]:

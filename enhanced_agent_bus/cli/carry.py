@@ -21,7 +21,9 @@ from enhanced_agent_bus.cli.feed import Feed, Tally
 from enhanced_agent_bus.cli.lines import BadLine, LineReader
 from enhanced_agent_bus.cli.loading import App, choose_constitution, policies_beside
 from enhanced_agent_bus.cli.progress import Progress
-from enhanced_agent_bus.cli.render import echo, safe
+from enhanced_agent_bus.cli.reading import status_at_rest
+from enhanced_agent_bus.cli.render import counted, echo, quoted, safe
+from enhanced_agent_bus.cli.session import Session
 from enhanced_agent_bus.clock import FixedClock
 from enhanced_agent_bus.settings import load_settings
 
@@ -48,6 +50,7 @@ class Result:
     signal: int = 0  # what stopped it
     failure: tuple[int, Exception] | None = None
     weakenings: list[str] = field(default_factory=list)
+    served: dict[str, int] = field(default_factory=dict)  # by how much the accounting grew while it served
 
 
 def read_time(text: str) -> datetime:
@@ -57,6 +60,11 @@ def read_time(text: str) -> datetime:
     except ValueError:
         raise CliError(f"--at {text!r} is no time", remedy="write it as 2026-11-21T09:00:00Z") from None
     return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
+
+
+def time_text(time: datetime) -> str:
+    """As `--at` takes it."""
+    return time.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
 async def carry_out(plan: Plan, *, quiet: bool) -> Result:
@@ -70,16 +78,20 @@ async def carry_out(plan: Plan, *, quiet: bool) -> Result:
     with _signals(stop, result):
         async with open_bus(plan.home, constitution=constitution, clock=clock) as bus:
             await plan.app.build(bus)
-            result.weakenings = list(bus.status().security_state)
+            status = bus.status()
+            result.weakenings = list(status.security_state)
             if constitution is None and not quiet:
-                await _note_other_constitution(plan, bus.status().constitution)
+                await _note_other_constitution(plan, status.constitution)
             if reader is None:
                 if not quiet:
-                    echo(f"serving {len(bus.agents())} agents; stop with Ctrl-C or SIGTERM", error=True)
+                    echo(f"serving {counted(len(bus.agents()), 'agent')}; stop with Ctrl-C or SIGTERM", error=True)
                 await stop.wait()
             else:
                 await _send_lines(bus, reader, stop, result, quiet=quiet)
             result.drained = await bus.close()
+    if reader is None:
+        after = status_at_rest(plan.home)["accounting"]
+        result.served = {state: count - status.accounting.get(state, 0) for state, count in after.items()}
     return result
 
 
@@ -94,7 +106,8 @@ async def _note_other_constitution(plan: Plan, active: str) -> None:
                 return
         except ConstitutionRejected:
             pass  # it is being worked on
-    echo(f"note: {safe(folder)} is not the active constitution; `eab policy activate {safe(folder)}`", error=True)
+    command = Session(plan.home, json=False).command(f"policy activate {quoted(str(folder))}")
+    echo(f"note: {safe(folder)} is not the active constitution; to make it so: {command}", error=True)
 
 
 @contextmanager

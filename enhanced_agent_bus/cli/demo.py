@@ -31,14 +31,15 @@ def demo(context: typer.Context) -> int:
     import tempfile
 
     from enhanced_agent_bus.cli import audit
-    from enhanced_agent_bus.cli.carry import carry_out
+    from enhanced_agent_bus.cli.carry import carry_out, time_text
     from enhanced_agent_bus.cli.summary import document, exit_status, show
 
     session = session_of(context)
     home = Path(tempfile.mkdtemp(prefix="eab-demo-")) / "home"
     plan = sample_plan(home)
     if not session.json:
-        echo(f"the sample of {safe(plan.source)}, at {plan.at}", error=True)
+        at = "" if plan.at is None else f", at {time_text(plan.at)}"
+        echo(f"the sample of {safe(plan.source)}{at}", error=True)
     result = asyncio.run(carry_out(plan, quiet=session.json))
     if result.failure is not None:
         raise result.failure[1]
@@ -51,7 +52,7 @@ def demo(context: typer.Context) -> int:
         echo()
         audit.show_verdict(verdict)
         echo()
-        echo(f"the home is {safe(home)}: try `eab --home {safe(home)} status`")
+        echo(f"look around in its home: {there.command('status')}")
     if result.signal:
         return exit_status(result, ())
     return faults.DONE if audit.is_fine(verdict) else faults.FOUND

@@ -8,7 +8,16 @@ import typer
 
 from enhanced_agent_bus.cli import faults
 from enhanced_agent_bus.cli.faults import unknown_id
-from enhanced_agent_bus.cli.render import compact, echo, print_json, print_json_lines, print_pairs, print_table, safe
+from enhanced_agent_bus.cli.render import (
+    compact,
+    echo,
+    print_json,
+    print_json_lines,
+    print_pairs,
+    print_table,
+    quoted,
+    safe,
+)
 from enhanced_agent_bus.cli.session import change, note_access, session_of
 
 MessageId = Annotated[str, typer.Argument(metavar="ID", help="The message's id, as `eab dlq list` shows it.")]
@@ -31,7 +40,8 @@ def list_(context: typer.Context) -> None:
         print_json_lines(rows)
         return
     names = ("message_id", "sender", "recipient", "type", "code", "attempts", "error", "since")
-    print_table([name.replace("_", " ") for name in names], [[row[name] for name in names] for row in rows])
+    columns = [name.replace("_", " ") for name in names]
+    print_table(columns, [[row[name] for name in names] for row in rows], empty="there are no dead letters")
 
 
 @app.command()
@@ -59,7 +69,10 @@ def show(
         print_json(found)
     else:
         print_pairs((name.replace("_", " "), compact(v) if isinstance(v, dict) else v) for name, v in found.items())
-        echo(f"its records: eab audit show {safe(message_id)}")
+        echo()
+        echo(f"its records:       {session.command(f'audit show {quoted(message_id)}')}")
+        echo(f"decide it again:   {session.command(f'dlq replay {quoted(message_id)}')}")
+        echo(f"or end it:         {session.command(f'dlq discard {quoted(message_id)} --reason TEXT')}")
 
 
 @app.command()

@@ -46,7 +46,9 @@ def list_(
         print_json_lines(rows)
         return
     print_table(
-        ("scope", "owner", "key", "value"), [(r["scope"], r["owner"], r["key"], compact(r["value"])) for r in rows]
+        ("scope", "owner", "key", "value"),
+        [(r["scope"], r["owner"], r["key"], compact(r["value"])) for r in rows],
+        empty="there are no such facts" if scope or owner else "there are no facts",
     )
 
 

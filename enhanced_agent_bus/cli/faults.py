@@ -17,6 +17,8 @@ from typing import Any, Final
 import typer
 
 from enhanced_agent_bus import errors
+from enhanced_agent_bus.authoring.syntax import in_words
+from enhanced_agent_bus.cli.program import named
 from enhanced_agent_bus.cli.render import echo, safe
 
 DONE: Final = 0
@@ -61,8 +63,13 @@ def describe(error: BaseException) -> tuple[int, dict[str, Any]]:
     if isinstance(error, CliError):
         return error.status, _document(error.code, error.message, error.remedy)
     if isinstance(error, errors.ConstitutionRejected):
-        document = _document(error.code, error.message, error.remedy)
-        return FOUND, document | {"reason": error.reason, "details": error.details}
+        message, details = error.message, [dict(detail) for detail in error.details]
+        for detail in details:
+            raw = str(detail.get("message", ""))
+            detail["message"] = in_words(raw)
+            message = message.replace(raw, detail["message"]) if raw else message
+        document = _document(error.code, message, error.remedy)
+        return FOUND, document | {"reason": error.reason, "details": details}
     if isinstance(error, errors.BusError):
         return _STATUS.get(type(error), UNDECIDED), _document(error.code, error.message, error.remedy)
     if isinstance(error, UsageError):
@@ -80,7 +87,7 @@ def describe(error: BaseException) -> tuple[int, dict[str, Any]]:
 
 
 def _document(code: str, message: str, remedy: str) -> dict[str, Any]:
-    return {"code": code, "message": message, "remedy": remedy}
+    return {"code": code, "message": message, "remedy": named(remedy)}
 
 
 def _usage(error: Exception) -> dict[str, Any]:

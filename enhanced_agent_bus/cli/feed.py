@@ -28,7 +28,8 @@ BAD_LINES_KEPT_MAX: Final = 100  # shown by number; more are only counted
 class Tally:
     """What became of the lines so far."""
 
-    lines: int = 0
+    lines: int = 0  # that say something
+    blank: int = 0
     sent: int = 0  # messages: a topic makes one a subscriber
     ended: int = 0
     repeated: int = 0  # an id that the bus had already: answered, not run again
@@ -86,6 +87,7 @@ class Tally:
         states = ("delivered", "refused", "held", "parked", "dead_lettered", "expired", "discarded", "queued")
         return {
             "lines": self.lines,
+            "blank_lines": self.blank,
             "messages": self.sent,
             **{state: self.states[state] for state in states},
             "retried": self.retried,
@@ -162,6 +164,7 @@ class Feed:
     async def _take(self, number: int, raw: bytes | None, senders: asyncio.TaskGroup) -> None:
         line = BadLine(number, "the line is too long") if raw is None else parse_line(number, raw)
         if line is None:
+            self._tally.blank += 1
             return
         self._tally.lines += 1
         if isinstance(line, Line) and line.sender not in self._queues:

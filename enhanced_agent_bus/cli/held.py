@@ -42,4 +42,5 @@ def list_(context: typer.Context) -> None:
             )
             for row in rows
         ],
+        empty="nothing is held",
     )

@@ -11,10 +11,11 @@ from typing import Annotated
 import typer
 
 from enhanced_agent_bus.cli.faults import CliError
-from enhanced_agent_bus.cli.render import echo, print_json, safe
+from enhanced_agent_bus.cli.program import program
+from enhanced_agent_bus.cli.render import echo, print_json, quoted, safe
 from enhanced_agent_bus.cli.session import DEFAULT_HOME, session_of
 
-RUN = "eab run app.py:build --input messages.jsonl"
+RUN = "run app.py:build --input messages.jsonl"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -47,9 +48,10 @@ def init(
         for path in (*written, home):
             _remove(path)
         raise
-    command = RUN if not explicit else f"eab --home {home.absolute()} run app.py:build --input messages.jsonl"
+    where = f"--home {quoted(str(home.absolute()))} " if explicit else ""
+    command = f"{program(from_folder=folder)} {where}{RUN}"
     if folder.absolute() != Path.cwd():
-        command = f"cd {folder} && {command}"
+        command = f"cd {quoted(str(folder))} && {command}"
     if session.json:
         paths = [str(path) for path in written]
         document = {"folder": str(folder), "home": str(home), "written": paths, "next": command}

@@ -73,10 +73,9 @@ def parse_line(number: int, raw: bytes) -> Line | BadLine | None:
     text = raw.strip()
     if not text:
         return None
-    try:
-        value = loads_strict(text, bytes_max=LINE_BYTES_MAX, depth_max=DEPTH_MAX)
-    except NotJson as error:
-        return BadLine(number, str(error))
+    value = read_json(text)
+    if isinstance(value, NotJson):
+        return BadLine(number, str(value))
     if not isinstance(value, dict):
         return BadLine(number, 'a line is an object like {"from": "a", "to": "b", "payload": {}}')
     return _line_from(number, value)
@@ -132,8 +131,27 @@ def read_priority(value: int | str) -> Priority | None:
         return None
 
 
-def read_payload(raw: bytes) -> Json | NotJson:
+def read_payload(raw: bytes) -> dict[str, Json] | NotJson:
     """A payload by itself. What cannot be read is handed on as it is, so that admission refuses and records it."""
+    value = read_json(raw)
+    if isinstance(value, dict | NotJson):
+        return value
+    return NotJson("malformed", f"the payload is {_name(value)}, not a JSON object")
+
+
+def _name(value: Json) -> str:
+    names = {list: "a JSON array", str: "a JSON string", bool: "true or false", type(None): "null"}
+    return names.get(type(value), "a JSON number")
+
+
+def read_json(raw: bytes) -> Json | NotJson:
+    """What a text says as strict JSON, or what is wrong with it, in words for who typed it."""
+    try:
+        raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return NotJson("malformed", f"not JSON: byte {error.start + 1} is 0x{raw[error.start]:02x}, which is not UTF-8")
+    if not raw.strip():
+        return NotJson("malformed", "not JSON: there is nothing")
     try:
         return loads_strict(raw, bytes_max=LINE_BYTES_MAX, depth_max=DEPTH_MAX)
     except NotJson as error:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from enhanced_agent_bus.authoring.syntax import in_words
 from enhanced_agent_bus.cli import faults
 from enhanced_agent_bus.cli.faults import CliError
+from enhanced_agent_bus.cli.program import named
 from enhanced_agent_bus.cli.render import compact, counted, echo, print_json, print_json_lines, print_table, safe
 from enhanced_agent_bus.cli.session import change, session_of
 
@@ -70,7 +72,7 @@ def check(context: typer.Context, path: Constitution = Path("policies")) -> int:
     elif checked.ok:
         _show_checked(checked)
         _show_traps(traps)
-        echo(f"note: {STOCK_TEST_NOTE}")
+        echo(f"note: {named(STOCK_TEST_NOTE)}")
     else:
         for problem in checked.problems[:PROBLEMS_SHOWN_MAX]:
             show_problem(problem)
@@ -113,8 +115,9 @@ def _show_traps(traps: Sequence[Trap]) -> None:
 
 def show_problem(problem: Problem) -> None:
     """File, line, the line itself with a caret, and what to write instead."""
-    place = f"{problem.file}:{problem.row}:{problem.col}" if problem.row else problem.file
-    echo(safe(f"{place}: {problem.message}" if place else problem.message))
+    place = ":".join(str(part) for part in (problem.file, problem.row, problem.col) if part)
+    message = in_words(problem.message)
+    echo(safe(f"{place}: {message}" if place else message))
     if problem.text:
         shown = problem.text.replace("\t", " ")
         echo(f"    {safe(shown)}")
@@ -342,4 +345,4 @@ def history(context: typer.Context) -> None:
         (entry["seq"], entry["at"], entry.get("event"), entry.get("revision"), entry.get("digest"), entry.get("reason"))
         for entry in records
     ]
-    print_table(("seq", "at", "event", "revision", "constitution", "reason"), rows)
+    print_table(("seq", "at", "event", "revision", "constitution", "reason"), rows, empty="nothing was ever activated")

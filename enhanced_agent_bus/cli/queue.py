@@ -30,4 +30,7 @@ def list_(context: typer.Context) -> None:
         print_json_lines(rows)
         return
     names = ("message_id", "sender", "recipient", "type", "priority", "state", "attempts", "since", "due")
-    print_table([name.replace("_", " ") for name in names], [[row[name] for name in names] for row in rows])
+    columns = [name.replace("_", " ") for name in names]
+    print_table(
+        columns, [[row[name] for name in names] for row in rows], empty="nothing waits: every message has ended"
+    )

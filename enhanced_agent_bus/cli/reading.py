@@ -283,7 +283,7 @@ def recorded_question(home: Path, name: str) -> Recorded:
         if record["input"] is None:
             raise CliError(
                 f"{name} was refused as {record['code']} before the policy was asked",
-                remedy=f"docs/refusals/{record['code']}.md says what to do",
+                remedy=f"no rule has seen it; `eab audit show {record['seq']}` shows what was recorded",
                 code=str(record["code"]),
                 status=1,
             )

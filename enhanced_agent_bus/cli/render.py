@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -32,8 +34,12 @@ def safe_lines(text: str) -> str:
 
 
 def echo(line: str = "", *, error: bool = False) -> None:
-    """One line of our own making to standard output or standard error."""
-    print(line, file=sys.stderr if error else sys.stdout)
+    """One line of our own making to standard output or standard error.
+
+    Where nobody reads standard error any more the line is dropped: what the command does is worth more than its notes.
+    """
+    with suppress(BrokenPipeError) if error else nullcontext():
+        print(line, file=sys.stderr if error else sys.stdout)
 
 
 def print_json(value: object) -> None:
@@ -56,13 +62,16 @@ def console(*, error: bool = False) -> Console:
     return Console(file=stream, width=width, markup=False, highlight=False, emoji=False)
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
-    """A table a person can read; numbers to the right."""
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "", empty: str = "") -> None:
+    """A table a person can read; numbers to the right. `empty` is said in its place where there are no rows."""
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, title=title or None, title_justify="left", pad_edge=False, padding=(0, 2, 0, 0))
     kept = [list(row) for row in rows]
+    if empty and not kept:
+        echo(empty)
+        return
     for place, name in enumerate(columns):
         numbers = bool(kept) and all(isinstance(row[place], int | float) for row in kept)
         table.add_column(name, justify="right" if numbers else "left", overflow="fold")
@@ -83,6 +92,11 @@ def print_pairs(pairs: Mapping[str, object] | Iterable[tuple[str, object]]) -> N
     for name, value in items:
         table.add_row(Text(safe(name)), Text(safe("" if value is None else value)))
     _print(table)
+
+
+def quoted(text: str) -> str:
+    """A word of a command line that can be copied into a shell as it stands."""
+    return shlex.quote(safe(text))
 
 
 def counted(count: int, what: str) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from contextlib import AsyncExitStack, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -12,7 +12,8 @@ import typer
 
 from enhanced_agent_bus.cli import faults
 from enhanced_agent_bus.cli.faults import CliError
-from enhanced_agent_bus.cli.render import compact, counted, echo, print_json_lines, print_pairs, safe
+from enhanced_agent_bus.cli.program import named
+from enhanced_agent_bus.cli.render import compact, counted, echo, print_json_lines, print_pairs, quoted, safe
 from enhanced_agent_bus.cli.session import Json, Session, note_access, session_of
 
 PAYLOAD_BYTES_MAX: Final = 16 * 1024 * 1024 + 1  # of a payload's text; what is longer is refused as too_large
@@ -77,19 +78,13 @@ def send(
         args["unreadable"] = {"code": content.code, "message": str(content)}
     else:
         args["payload"] = content
+    where = to or (f"the capability {capability}" if capability else f"the topic {topic}")
     if show_payload and app is not None:
         note_access(session, "send", "the reply's payload")
-    try:
-        results = asyncio.run(_send(session, args, app, constitution, timeout, content=show_payload))
-    except KeyError:
-        remedy = "`eab agents` lists them; one is registered by the application that has its handler"
-        raise CliError(
-            f"no agent {sender!r} is registered in {session.home}",
-            remedy=remedy,
-            code="sender_unregistered",
-            status=faults.FOUND,
-        ) from None
-    _show(session, results, with_app=app is not None)
+    results = asyncio.run(_send(session, args, app, constitution, timeout, content=show_payload))
+    if isinstance(content, NotJson) and content.code == "malformed":
+        _say_in_json(results)
+    _show(session, results, where)
     return faults.DONE if results and all(_is_fine(result) for result in results) else faults.FOUND
 
 
@@ -130,7 +125,8 @@ async def _send(
             socket = control_socket(home)
             if socket is None:
                 raise
-            results = [{"receipt": receipt} for receipt in call(socket, "send", args)]
+            with _known_sender(session, args):
+                results = [{"receipt": receipt} for receipt in call(socket, "send", args)]
             if app is not None:  # the bus that runs has agents of its own: it is asked how this ended
                 for result in results:
                     if result["receipt"]["state"] == "accepted":
@@ -138,6 +134,8 @@ async def _send(
             return results
         if app is not None:
             await app.build(bus)
+        with _known_sender(session, args):
+            await bus.agent(args["from"])
         results = [{"receipt": receipt} for receipt in await perform(bus, "send", args)]
         if app is not None:
             with suppress(TimeoutError):  # then the outcome is null
@@ -149,32 +147,53 @@ async def _send(
         return results
 
 
+@contextmanager
+def _known_sender(session: Session, args: Mapping[str, Any]) -> Iterator[None]:
+    """The bus has no handle for an id that nobody registered. Raises: CliError."""
+    try:
+        yield
+    except KeyError:
+        raise CliError(
+            f"no agent {args['from']!r} is registered in {session.home}",
+            remedy="`eab agents` lists them; one is registered by the application that has its handler",
+            code="sender_unregistered",
+            status=faults.FOUND,
+        ) from None
+
+
 def _is_fine(result: Mapping[str, Json]) -> bool:
     outcome = result.get("outcome")
     return result["receipt"]["state"] != "refused" and (outcome is None or outcome["state"] == "delivered")
 
 
-def _show(session: Session, results: list[dict[str, Json]], *, with_app: bool) -> None:
+def _say_in_json(results: list[dict[str, Json]]) -> None:
+    """Who typed a payload wrote JSON; the library's remedy speaks of Python's types."""
+    for result in results:
+        for reason in result["receipt"]["reasons"]:
+            reason["remedy"] = 'write one JSON object, like {"trip": 7}'
+
+
+def _show(session: Session, results: list[dict[str, Json]], where: str) -> None:
     for result in results:
         result.setdefault("outcome", None)
     if session.json:
         print_json_lines(results)
         return
     if not results:
-        echo("nobody subscribed to this topic; that is recorded")
+        echo(f"nobody subscribed to {safe(where)}; that is recorded")
     for result in results:
-        _show_one(result, with_app=with_app)
+        _show_one(session, result, where)
 
 
-def _show_one(result: Mapping[str, Json], *, with_app: bool) -> None:
+def _show_one(session: Session, result: Mapping[str, Json], where: str) -> None:
     receipt, outcome = result["receipt"], result["outcome"]
     code = f" ({receipt['code']})" if receipt["code"] else ""
-    echo(f"{receipt['state']}{code}: {safe(receipt['message_id'])} to {safe(receipt['recipient'] or '?')}")
+    echo(f"{receipt['state']}{code}: {safe(receipt['message_id'])} to {safe(receipt['recipient'] or where)}")
     for reason in receipt["reasons"]:
         what = ": ".join(part for part in (reason["rule"], reason["message"] or reason["code"]) if part)
         echo(f"  {safe(what)}")
         if reason["remedy"]:
-            echo(f"    {safe(reason['remedy'])}")
+            echo(f"    {safe(named(reason['remedy']))}")
     pairs = [
         ("audit seq", receipt["audit_seq"]),
         ("decision", receipt["decision_id"]),
@@ -187,6 +206,10 @@ def _show_one(result: Mapping[str, Json], *, with_app: bool) -> None:
             pairs.append(("reply", outcome["reply"]["id"]))
             if "payload" in outcome["reply"]:
                 pairs.append(("payload", compact(outcome["reply"]["payload"])))
-    elif with_app and receipt["state"] == "accepted":
-        pairs.append(("outcome", "it has not ended yet; `eab queue list` shows what waits"))
+    elif receipt["state"] == "accepted":
+        pairs.append(("outcome", f"not known yet; what waits: {session.command('queue list')}"))
+    elif receipt["state"] == "held":
+        pairs.append(("held", f"who is asked: {session.command('held list')}"))
+    if outcome is not None and outcome["state"] == "dead_lettered":
+        pairs.append(("why", session.command(f"dlq show {quoted(receipt['message_id'])}")))
     print_pairs(pairs)

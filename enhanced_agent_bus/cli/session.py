@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from enhanced_agent_bus.cli.faults import CliError
+from enhanced_agent_bus.cli.program import program
 
 if TYPE_CHECKING:
     import typer
@@ -29,12 +31,19 @@ class Session:
         """Raises: CliError, when there is no home there."""
         if (self.home / "home.json").is_file() or (self.home / "bus.db").is_file():
             return self.home
-        what = "is no home" if self.home.exists() else "does not exist"
+        what = "does not exist"
+        if self.home.exists():
+            what = "is no home" if self.home.is_dir() else "is a file, not a home"
         raise CliError(
-            f"the home {self.home} {what}",
+            f"the home {self.home} {what}" if what == "does not exist" else f"{self.home} {what}",
             remedy="name one with --home DIR or EAB_HOME, or make one with `eab init`",
             code="no_home",
         )
+
+    def command(self, rest: str) -> str:
+        """What to type for this command in this home."""
+        home = "" if self.home == Path(DEFAULT_HOME) else f" --home {shlex.quote(str(self.home))}"
+        return f"{program()}{home} {rest}"
 
 
 def session_of(context: typer.Context) -> Session:

@@ -6,8 +6,9 @@ from typing import Any
 
 import typer
 
-from enhanced_agent_bus.cli.render import echo, print_json, print_json_lines, print_pairs, print_table, safe
-from enhanced_agent_bus.cli.session import ask_running, session_of
+from enhanced_agent_bus.cli.program import named
+from enhanced_agent_bus.cli.render import echo, print_json, print_json_lines, print_pairs, print_table
+from enhanced_agent_bus.cli.session import Session, ask_running, session_of
 
 
 def add_to(app: typer.Typer) -> None:
@@ -33,10 +34,10 @@ def status(context: typer.Context) -> None:
     if session.json:
         print_json(document)
     else:
-        _show_status(document)
+        _show_status(session, document)
 
 
-def _show_status(document: dict[str, Any]) -> None:
+def _show_status(session: Session, document: dict[str, Any]) -> None:
     engine = document.get("engine") or {}
     print_pairs(
         [
@@ -53,10 +54,18 @@ def _show_status(document: dict[str, Any]) -> None:
     echo()
     accounting = dict(document["accounting"])
     accepted = accounting.pop("accepted", 0)
-    print_table(("messages", "count"), [("accepted", accepted), *((f"  {k}", v) for k, v in accounting.items())])
+    rows = [("accepted", accepted), *((f"  {_label(state)}", count) for state, count in accounting.items())]
+    print_table(("messages", "count"), rows)
+    echo()
+    echo(f"what was refused at once is not among these: {session.command('audit search verdict:refuse')}")
     if accepted != sum(accounting.values()):
-        echo()
-        echo(f"these do not add up: {accepted} accepted, {sum(accounting.values())} in some state; `eab audit verify`")
+        total = sum(accounting.values())
+        echo(f"these do not add up: {accepted} accepted, {total} in some state; {session.command('audit verify')}")
+
+
+def _label(state: str) -> str:
+    """A message that was accepted and is refused was refused by a later decision: of a retry, an activation, ..."""
+    return "refused later" if state == "refused" else state.replace("_", " ").replace("dead lettered", "dead-lettered")
 
 
 def agents(context: typer.Context) -> None:
@@ -89,6 +98,5 @@ def agents(context: typer.Context) -> None:
             )
             for row in rows
         ],
+        empty=named("nobody is registered: an application registers agents when it runs, `eab run APP`"),
     )
-    if not rows:
-        echo(safe("nobody is registered: an application registers agents when it runs, `eab run APP`"))

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from enhanced_agent_bus.cli import faults
 from enhanced_agent_bus.cli.carry import Result
 from enhanced_agent_bus.cli.feed import Tally
-from enhanced_agent_bus.cli.render import echo, print_json, print_table
-from enhanced_agent_bus.cli.session import DEFAULT_HOME, Session
+from enhanced_agent_bus.cli.render import counted, echo, print_json, print_table, quoted
+from enhanced_agent_bus.cli.session import Session
 
 
 def exit_status(result: Result, fail_on: Sequence[str]) -> int:
@@ -35,11 +35,14 @@ def show(session: Session, result: Result) -> None:
         echo(f"weakenings in force: {', '.join(result.weakenings)}", error=True)
     if result.tally is not None:
         _show_tally(result.tally)
-        for hint in hints(session.home, result.tally):
+        for hint in hints(session, result.tally):
             echo(hint)
     elif result.drained is not None:
         drained = result.drained
-        echo(f"closed: {drained.delivered} delivered, {drained.kept} kept, {drained.dead_lettered} dead-lettered")
+        rest = f"{drained.kept} kept for the next start, {drained.dead_lettered} dead-lettered"
+        echo(f"while closing: {drained.delivered} delivered, {rest}")
+        echo(f"in the whole run: {_served(result.served)}")
+        echo(f"look closer: {session.command('audit tail')}")
     if result.failure is not None:
         echo(f"stopped at line {result.failure[0]}: it and the lines after it were not all sent", error=True)
 
@@ -50,6 +53,7 @@ def document(home: Path, result: Result) -> dict[str, object]:
     return {
         "home": str(home),
         **(result.tally.document() if result.tally is not None else {}),
+        **({"served": result.served} if result.tally is None else {}),
         "drained": None
         if drained is None
         else {"delivered": drained.delivered, "kept": drained.kept, "dead_lettered": drained.dead_lettered},
@@ -67,6 +71,18 @@ _LABELS: Final = {
     "expired": "expired",
     "discarded": "discarded",
     "queued": "still waiting",
+}
+#: What the accounting of a served run may have gained, beside what was accepted.
+_SERVED: Final = {
+    "delivered": "delivered",
+    "refused": "refused later",
+    "held": "held for approval",
+    "parked": "parked (no handler)",
+    "dead_lettered": "dead-lettered",
+    "expired": "expired",
+    "discarded": "discarded",
+    "queued": "still waiting",
+    "retrying": "still to be retried",
 }
 
 
@@ -89,21 +105,28 @@ def _show_tally(tally: Tally) -> None:
     print_table(("what", "messages", "code"), rows)
     echo()
     seconds = f"{tally.elapsed_seconds:.2f} s: {tally.per_second:,.0f} a second"
-    echo(f"{tally.sent} messages of {tally.lines} lines in {seconds}")
+    blank = f" ({tally.blank} more {'was' if tally.blank == 1 else 'were'} empty)" if tally.blank else ""
+    echo(f"{counted(tally.sent, 'message')} of {counted(tally.lines, 'line')}{blank} in {seconds}")
 
 
-def hints(home: Path, tally: Tally) -> list[str]:
+def _served(counts: Mapping[str, int]) -> str:
+    """What a serving bus did; replies are messages too."""
+    parts = [counted(counts.get("accepted", 0), "message") + " accepted"]
+    parts += [f"{counts[state]} {label}" for state, label in _SERVED.items() if counts.get(state)]
+    return ", ".join(parts)
+
+
+def hints(session: Session, tally: Tally) -> list[str]:
     """One line on how to look closer at each thing worth it."""
-    command = "eab" if str(home) == DEFAULT_HOME else f"eab --home {home}"
     lines = []
     if (refused := tally.examples.get("refused")) is not None:
-        lines.append(f"why one was refused: {command} audit show {refused}")
+        lines.append(f"why one was refused: {session.command(f'audit show {quoted(refused)}')}")
     elif (delivered := tally.examples.get("delivered")) is not None:
-        lines.append(f"one message's records: {command} audit show {delivered}")
+        lines.append(f"one message's records: {session.command(f'audit show {quoted(delivered)}')}")
     if tally.states["dead_lettered"]:
-        lines.append(f"dead letters:        {command} dlq list")
+        lines.append(f"dead letters:        {session.command('dlq list')}")
     if tally.states["held"]:
-        lines.append(f"held messages:       {command} held list")
+        lines.append(f"held messages:       {session.command('held list')}")
     if tally.states["parked"]:
-        lines.append(f"what still waits:    {command} queue list")
+        lines.append(f"what still waits:    {session.command('queue list')}")
     return lines

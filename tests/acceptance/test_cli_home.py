@@ -270,7 +270,7 @@ def test_what_was_parked_is_taken_up_by_an_application(home: Path, capsys: pytes
     ("payload", "code", "says"),
     [
         ("{", "malformed", "not JSON"),
-        ("[1]", "malformed", "not a dict"),
+        ("[1]", "malformed", "not a JSON object"),
         ('{"n": 1, "n": 2}', "malformed", "twice"),
         ('{"n": NaN}', "malformed", "JSON"),
         ('{"n": ' + "[" * 70 + "]" * 70 + "}", "too_deep", "deep"),
