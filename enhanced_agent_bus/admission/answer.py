@@ -166,7 +166,7 @@ _WHY: Final = {
 }
 _REMEDY: Final = {
     "policy_undefined": "make data.bus.decision always defined: `default allow := false`",
-    "policy_malformed": "answer with allow (true or false) and, where wanted, reasons, hold, remember and obligations only",
+    "policy_malformed": "answer with allow and, where wanted, reasons, hold, remember and obligations; nothing else",
     "policy_error": "run `eab policy explain` on this message and guard the built-in that failed",
     "policy_timeout": "simplify the rule, or raise policy.timeout_seconds",
     "policy_unavailable": "see `eab doctor`; send again with the same id",
