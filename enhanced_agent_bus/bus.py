@@ -89,7 +89,7 @@ class AgentBus:
         self._endings = Endings(desk)
         self._mailroom = Mailroom(desk, self._endings)
         self._rescue = Rescue(desk, self._endings, self._mailroom)
-        self._sending = Sending(desk, self._endings, self._mailroom)
+        self._sending = Sending(desk, self._endings, self._mailroom, self._rescue)
         self._asking = Asking(desk, self._sending)
         replies = Replies(desk, self._endings, self._rescue, self._sending)
         self._carriage = Carriage(desk, self._endings, self._mailroom, self._rescue, replies)
@@ -371,6 +371,7 @@ class AgentBus:
             and parcel.cause is not None
             and parcel.cause["sender"] == parcel.envelope.recipient
             and not stored.attempts
+            and stored.state != "held"
         ):
             parcel.placed = False
             self._endings.end(parcel, "discarded", "reply_unexpected")  # whoever asked has gone with the process

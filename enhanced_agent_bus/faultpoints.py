@@ -52,6 +52,10 @@ class FaultPoints:
                 )
             self._plan.setdefault(name, {})[int(nth)] = action
 
+    def hits(self, name: str) -> int:
+        """How often an armed point was passed so far."""
+        return self._hits.get(name, 0)
+
     def hit(self, name: str) -> None:
         """Does what the plan says for this hit. Raises: OSError (EIO), where the plan says raise."""
         if name not in self._plan:

@@ -162,7 +162,7 @@ class Move(NamedTuple):
     added: bytes
     expires_us: int
     reply_id: str | None
-    forget: bool  # remove payload, headers and salt now (store_payloads = false)
+    forget: bool  # remove payload and headers now (store_payloads = false); the salt tells the same content again
 
 
 class AgentRow(NamedTuple):
@@ -204,7 +204,7 @@ class Entry:
 
 
 class StoredMessage(NamedTuple):
-    """A message row, as read back. `envelope.body`, `.headers` and `.salt` are empty when they were forgotten."""
+    """A message row, as read back. `envelope.body` and `.headers` are empty when they were forgotten."""
 
     seq: int
     envelope: Envelope
@@ -220,6 +220,7 @@ class StoredMessage(NamedTuple):
     hold_expires_us: int
     reply_id: str | None
     has_content: bool
+    expires_us: int  # as renewed by the last replay; the envelope has the first one
 
 
 class Ledger(Protocol):

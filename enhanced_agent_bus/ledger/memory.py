@@ -224,10 +224,10 @@ class MemoryLedger:
                 opening.hold_expires_us,
                 None,
                 has_content=True,
+                expires_us=envelope.expires_us,
             )
-        envelope = envelope._replace(expires_us=move.expires_us)
         if move.forget:
-            envelope = envelope._replace(body=b"", headers={}, salt=b"")
+            envelope = envelope._replace(body=b"", headers={})
         return StoredMessage(
             seq,
             envelope,
@@ -243,6 +243,7 @@ class MemoryLedger:
             opening.hold_expires_us,
             move.reply_id,
             has_content=not move.forget,
+            expires_us=move.expires_us,
         )
 
     def facts(self, scope: str, owner: str) -> dict[str, bytes]:

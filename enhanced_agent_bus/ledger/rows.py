@@ -134,9 +134,9 @@ def stored_message(row: tuple[Any, ...]) -> StoredMessage:
             opening
         )
         known = known or _ENVELOPE_IN_RECORD(orjson.loads(record))
-        attempts, due_us, since_us, code, error, reply_id = 0, 0, at_us, None, None, None
+        attempts, due_us, since_us, code, error, reply_id, until_us = 0, 0, at_us, None, None, None, expires_us
         if life is not None:
-            attempts, due_us, since_us, code, error, decision_id, added, expires_us, reply_id = orjson.loads(life)
+            attempts, due_us, since_us, code, error, decision_id, added, until_us, reply_id = orjson.loads(life)
         *front, hops, commitment, digest = known
         envelope = Envelope._make(
             (
@@ -158,7 +158,7 @@ def stored_message(row: tuple[Any, ...]) -> StoredMessage:
         raise _damaged(message_id) from damage
     if state not in WAITING_STATES and state not in END_STATES:
         raise _damaged(message_id)
-    if body is not None and sha256(salt + body).hexdigest() != commitment:
+    if body and sha256(salt + body).hexdigest() != commitment:
         raise _damaged(message_id)
     return StoredMessage(
         seq,
@@ -174,7 +174,8 @@ def stored_message(row: tuple[Any, ...]) -> StoredMessage:
         bytes_holds,
         hold_us,
         reply_id,
-        body is not None,
+        bool(body),
+        until_us,
     )
 
 

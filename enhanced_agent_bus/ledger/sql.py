@@ -71,7 +71,7 @@ MOVE_MESSAGES: Final = {
 PUT_FACTS: Final = insert("facts", FACT_WIDTH, " ON CONFLICT (scope, owner, key) DO UPDATE SET value = excluded.value")
 REMOVE_FACT: Final = "DELETE FROM facts WHERE scope = ? AND owner = ? AND key = ?"
 FORGET_PAYLOADS: Final = {
-    rows: f"DELETE FROM payloads WHERE seq IN ({', '.join('?' * rows)})"  # noqa: S608 - only question marks
+    rows: f"UPDATE payloads SET body = x'', headers = x'' WHERE seq IN ({', '.join('?' * rows)})"  # noqa: S608 - only ?
     for rows in CHUNKS
 }
 PUT_AGENT: Final = "INSERT OR REPLACE INTO agents VALUES (?, ?, ?)"

@@ -131,7 +131,6 @@ class Desk:
         self.posts: dict[str, Post] = {}
         self.live: dict[str, Parcel] = {}  # accepted or held, and not ended
         self.rising: set[str] = set()  # dead letters that are being replayed or discarded right now
-        self.ends = {state: ledger.accounting().get(state, 0) for state in END_STATES}
         self.closed = False  # takes no more
         self.drained = False  # and does no more
         self.broken: BaseException | None = None
@@ -176,7 +175,8 @@ class Desk:
         counts = dict.fromkeys(WAITING_STATES, 0)
         for parcel in self.live.values():
             counts[parcel.state] += 1
-        counts.update(self.ends)
+        ended = self.ledger.accounting()
+        counts.update((state, ended[state]) for state in END_STATES)
         return {"accepted": sum(counts.values()), **counts}
 
 

@@ -87,7 +87,7 @@ class Endings:
             texts = (salt, body)
         written = Written()
         ended = outcome is not None
-        move = self.move(parcel, next_state, due_us, code, error, parcel.decision_id, None)
+        move = self.move(parcel, next_state, due_us, code, error, parcel.decision_id)
 
         def done(seq: int, failure: BusError | None) -> None:
             if failure is None:
@@ -108,11 +108,8 @@ class Endings:
         if outcome is None:
             return
         self._desk.rising.discard(parcel.envelope.id)
-        if self._desk.live.pop(parcel.envelope.id, None) is None:
-            self._desk.ends["dead_lettered"] -= 1  # it was a dead letter
-        elif parcel.placed:
+        if self._desk.live.pop(parcel.envelope.id, None) is not None and parcel.placed:
             self._desk.post(parcel.envelope.recipient).mailbox.release()
-        self._desk.ends[state] += 1
         self.delivered += state == "delivered"
         self.dead_lettered += state == "dead_lettered"
         if parcel.replier is not None and not parcel.replier.done() and parcel.placed:
@@ -131,10 +128,9 @@ class Endings:
         code: str | None,
         error: str | None,
         decision_id: str,
-        was: str | None,
     ) -> Move:
         forget = not self._desk.settings.audit.store_payloads and state in END_STATES and state != "dead_lettered"
-        before, parcel.stored = was or parcel.stored, state
+        before, parcel.stored = parcel.stored, state
         return Move(
             parcel.row,
             before,

@@ -115,7 +115,6 @@ class Rescue:
         parcel: Parcel,
         decided: Decided,
         *,
-        replay: bool = False,
         then: Callable[[Written, BusError | None], None] | None = None,
     ) -> Written:
         """Puts a later decision; where it changes the message's state, in the same transaction."""
@@ -138,9 +137,7 @@ class Rescue:
                 parcel.hold_expires_us = self._desk.clock.now_us() + int(seconds * 1e6)
             else:
                 parcel.counted = True
-            entry.move = self._endings.move(
-                parcel, state, 0, None, None, decided.decision_id, "dead_lettered" if replay else None
-            )
+            entry.move = self._endings.move(parcel, state, 0, None, None, decided.decision_id)
 
         def done(seq: int, error: BusError | None) -> None:
             if error is not None:
@@ -155,6 +152,7 @@ class Rescue:
         return written
 
     async def replay(self, stored: StoredMessage) -> Receipt:
+        """Decides anew what has ended and was not delivered; allowed, it waits for its handler again."""
         parcel = self.parcel_of(stored)
         envelope = parcel.envelope
         parcel.why = "replay"
@@ -177,8 +175,7 @@ class Rescue:
             written = self._record_again(
                 parcel,
                 decided,
-                replay=True,
-                then=partial(self._replayed, parcel, decided, post if reserved else None),
+                then=partial(self._replayed, parcel, decided, stored.state, post if reserved else None),
             )
             seq = await written.wait()
         finally:
@@ -194,6 +191,7 @@ class Rescue:
         self,
         parcel: Parcel,
         decided: Decided,
+        was: str,
         post: Post | None,
         written: Written,
         error: BusError | None,
@@ -208,10 +206,9 @@ class Rescue:
                 post.mailbox.release()
             return
         parcel.decision_id = decided.decision_id
-        self._desk.ends["dead_lettered"] -= 1
         self._desk.live[parcel.envelope.id] = parcel
         if written.abandoned:  # who asked was told that it was not: then it must not be
-            self._endings.end(parcel, "dead_lettered", "audit_unavailable")
+            self._endings.end(parcel, was, "audit_unavailable")
             return
         self._endings.watch(parcel)
         if written.recorded is not None:
@@ -245,7 +242,7 @@ class Rescue:
             cause = {"id": before.id, "type": before.type, "sender": before.sender, "tenant": before.tenant}
         return Parcel(
             stored.envelope,
-            stored.envelope.expires_us,
+            stored.expires_us,
             stored.since_us,
             state=stored.state,
             stored=stored.state,

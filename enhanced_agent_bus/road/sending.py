@@ -18,7 +18,7 @@ from enhanced_agent_bus.delivery.parcel import Parcel
 from enhanced_agent_bus.delivery.runner import misfits
 from enhanced_agent_bus.errors import BusError
 from enhanced_agent_bus.message import MESSAGE_ID, TYPES, Envelope, Message, shown
-from enhanced_agent_bus.outcome import Receipt
+from enhanced_agent_bus.outcome import END_STATES, Receipt
 from enhanced_agent_bus.ports import Entry, Opening, StoredMessage
 from enhanced_agent_bus.road.desk import (
     NOBODY,
@@ -30,9 +30,10 @@ from enhanced_agent_bus.road.desk import (
     disk_silent,
     handling_now,
 )
-from enhanced_agent_bus.road.endings import Endings
+from enhanced_agent_bus.road.endings import TOLD_SECONDS, Endings
 from enhanced_agent_bus.road.mailroom import Mailroom
 from enhanced_agent_bus.road.receipts import first_receipt, receipt_of
+from enhanced_agent_bus.road.rescue import Rescue
 from enhanced_agent_bus.verdict import Hold, Party, Refusal
 
 KEEPS_NOTHING: Final = frozenset({"malformed", "too_large", "too_deep"})
@@ -41,10 +42,11 @@ KEEPS_NOTHING: Final = frozenset({"malformed", "too_large", "too_deep"})
 class Sending:
     """One message down the road, at each call of `dispatch`."""
 
-    def __init__(self, desk: Desk, endings: Endings, mailroom: Mailroom) -> None:
+    def __init__(self, desk: Desk, endings: Endings, mailroom: Mailroom, rescue: Rescue) -> None:
         self._desk = desk
         self._endings = endings
         self._mailroom = mailroom
+        self._rescue = rescue
         self._room = asyncio.Semaphore(desk.settings.limits.inflight)
         self._claims: dict[str, asyncio.Future[None]] = {}  # given ids that are being sent right now
         self._putting: dict[str, asyncio.Future[None] | None] = {}  # of them, those on their way to the disk
@@ -83,7 +85,7 @@ class Sending:
             self._desk.require_open()
         claim = self._claims[message_id] = asyncio.get_running_loop().create_future()
         try:
-            stored = self._desk.ledger.find(message_id)
+            stored = await self._known(message_id)
             if stored is not None:
                 return await self._again(stored, message_id, sender, to, topic, draft)
             return await self._send(message_id, sender, to, capability, topic, draft, replier)
@@ -184,6 +186,8 @@ class Sending:
                 cause_id, hops = parent.id, parent.hops + 1
                 conversation = conversation or parent.conversation
                 cause = {"id": parent.id, "type": parent.type, "sender": parent.sender, "tenant": parent.tenant}
+            if handling is not None:  # whatever it names as its cause, it is one hop further
+                hops = max(hops, handling.parcel.envelope.hops + 1)
         fresh = conversation is None
         envelope = seal(
             id=message_id,
@@ -348,6 +352,21 @@ class Sending:
         seq = await self.record(parcel, decided, None).wait()
         return receipt_of(case.addressed.envelope, decided, seq, None), None
 
+    async def _known(self, message_id: str) -> StoredMessage | None:
+        """What is stored under an id, once that is certain. Raises: AuditUnavailable, when the disk does not say."""
+        live = self._desk.live.get(message_id)
+        if live is not None and live.ending:
+            await live.ended(None)
+        deadline = self._desk.clock.monotonic() + RECORD_SECONDS_MAX
+        while (stored := self._desk.ledger.find(message_id)) is not None:
+            if stored.state in END_STATES or message_id in self._desk.live:
+                break
+            # On disk, and not under way here: written by a store that broke, which ends it as it is mended.
+            if self._desk.clock.monotonic() > deadline:
+                raise disk_silent()
+            await asyncio.sleep(TOLD_SECONDS)
+        return stored
+
     async def _again(
         self, stored: StoredMessage, message_id: str, sender: Party, to: str | None, topic: str | None, draft: Draft
     ) -> tuple[Receipt, Parcel | None]:
@@ -372,6 +391,10 @@ class Sending:
             )
             party = self._desk.registry.party(before.recipient) or NOBODY
             return await self.turn_away(message_id, sender, party, topic, draft, refusal, shaped)
+        if stored.state == "discarded" and stored.code == "audit_unavailable":
+            # Its sender was told that nothing was accepted, and that sending again is safe.
+            receipt = await self._rescue.replay(stored)
+            return receipt, self._desk.live.get(message_id)
         ending = partial(self._endings.outcome, message_id)
         return first_receipt(self._desk.ledger, stored, ending), self._desk.live.get(message_id)
 
