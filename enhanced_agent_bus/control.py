@@ -17,6 +17,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
@@ -381,7 +382,8 @@ def call(path: Path, op: str, args: Mapping[str, Any] | None = None, *, timeout:
         connection.settimeout(CONNECT_SECONDS_MAX)
         connection.connect(str(path))
         connection.settimeout(timeout)
-        connection.sendall(line)
+        with suppress(BrokenPipeError):  # it closed already: why is told in what it has sent
+            connection.sendall(line)
         answer = bytearray()
         while not answer.endswith(b"\n"):
             part = connection.recv(65536)

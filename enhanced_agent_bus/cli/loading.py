@@ -105,13 +105,16 @@ def choose_constitution(home: Path, given: Path | None, app: App | None) -> Path
     or in the current folder; the one that comes with the package.
     """
     from enhanced_agent_bus._share import share_folder
+    from enhanced_agent_bus.cli.reading import has_constitution
     from enhanced_agent_bus.settings import load_settings
 
     if given is not None:
         if not given.exists():
             raise CliError(f"there is no constitution at {given}", remedy="name a folder or a bundle", code="file")
         return given
-    if load_settings(home).constitution.path is not None or (home / "home.json").is_file():
+    if load_settings(home).constitution.path is not None:
+        return None
+    if (home / "home.json").is_file() and has_constitution(home):
         return None
     return policies_beside(app) or share_folder("policies")
 

@@ -122,6 +122,12 @@ def policy_history(home: Path) -> list[dict[str, Json]]:
         return [json.loads(body) for (body,) in connection.execute(_ALL_OF_KIND, ("policy",))]
 
 
+def has_constitution(home: Path) -> bool:
+    """Whether one was ever activated: a home whose first one was rejected has none. Raises: StoreCorrupt."""
+    with database(home) as connection:
+        return "digest" in json.loads(_one(connection, sql.SETTING, ("constitution",)) or "{}")
+
+
 def active_constitution(home: Path) -> Path:
     """The bundle of the active constitution. Raises: StoreCorrupt; CliError, when there is none yet."""
     with database(home) as connection:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shlex
 import shutil
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +62,56 @@ def test_init_writes_what_it_says_and_the_line_it_prints_runs(
     assert summary["delivered"]
     assert summary["refused"]
     assert not summary["bad_lines"]
+
+
+def program(*arguments: str) -> list[str]:
+    """The command as a process of its own."""
+    return [sys.executable, "-m", "enhanced_agent_bus", *arguments]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [["audit", "tail"], ["audit", "export"], ["audit", "tail", "--follow"], ["status"], ["--version"], ["nonsense"]],
+)
+def test_a_reader_that_has_seen_enough_ends_it_quietly(line: list[str], folder: Path) -> None:
+    """`eab audit tail | head -1`: the status of a broken pipe and no word, also while there is nothing to write."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        program(*line), stdout=writing, stderr=subprocess.PIPE, text=True, check=False, cwd=folder, timeout=60
+    )
+    os.close(writing)
+    if line == ["nonsense"]:  # it writes nothing there
+        assert (done.returncode, done.stderr[:5]) == (2, "eab: ")
+    else:
+        assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_notes_that_nobody_reads_do_not_stop_a_run(folder: Path) -> None:
+    """Standard error is closed by its reader: what was to be done is done."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    (folder / "messages.jsonl").write_text("nonsense\n" + (folder / "messages.jsonl").read_text())
+    line = program("--json", "run", "app.py:build", "--input", "messages.jsonl")
+    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=writing, text=True, check=False, cwd=folder, timeout=60)
+    os.close(writing)
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["delivered"]
+    line.remove("--json")
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(line, stdout=subprocess.PIPE, stderr=writing, text=True, check=False, cwd=folder, timeout=60)
+    os.close(writing)
+    assert done.returncode == 0
+    assert "bad lines" in done.stdout
+
+
+@pytest.mark.parametrize(("line", "status"), [(["status"], 0), (["nonsense"], 2)])
+def test_closed_streams_are_no_mishap(line: list[str], status: int, folder: Path) -> None:
+    """`eab status >&- 2>&-`: the exit status is all that was wanted."""
+    command = " ".join(map(shlex.quote, program(*line)))
+    done = subprocess.run(["sh", "-c", f"{command} >&- 2>&-"], check=False, cwd=folder, timeout=60)
+    assert done.returncode == status
 
 
 def test_init_writes_over_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

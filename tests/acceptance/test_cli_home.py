@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,112 @@ def test_a_payload_that_cannot_be_read_is_a_refusal(
     assert says in sent["receipt"]["reasons"][0]["message"]
     assert sent["receipt"]["audit_seq"] >= before["records"]
     assert home.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("payload", "says"),
+    [
+        ("[1]", "the payload is a JSON array, not a JSON object"),
+        ("7", "the payload is a JSON number, not a JSON object"),
+        ("", "not JSON: there is nothing"),
+        ("\udcff", "not JSON: byte 1 is 0xff, which is not UTF-8"),
+    ],
+)
+def test_a_payload_is_spoken_of_as_json(
+    payload: str, says: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not as Python's types: whoever typed it may know none."""
+    assert home.is_dir()
+    assert run_command(["send", "--from", "desk", "--to", "worker", payload]) == 1
+    out = capsys.readouterr().out
+    assert says in out
+    assert "one JSON object, like {" in out
+    assert not any(word in out for word in ("dict", "pydantic", "str ", "None"))
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        (["--to", "nobody"], " to nobody"),
+        (["--to", "two words"], " to two words"),
+        (["--capability", "flying"], " to the capability flying"),
+        (["--topic", "silence"], "nobody subscribed to the topic silence"),
+    ],
+)
+def test_a_message_to_nobody_says_where_it_was_sent(
+    where: list[str], says: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was typed, not a question mark."""
+    assert home.is_dir()
+    assert run_command(["send", "--from", "desk", *where, "{}"]) == 1
+    first = capsys.readouterr().out.splitlines()[0]
+    assert says in first
+    assert "?" not in first
+
+
+def test_a_message_that_ends_as_a_dead_letter_says_how_to_look_at_it(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command is there to be copied, and works."""
+    Path("fails.py").write_text(
+        "from enhanced_agent_bus import Retry\n\n"
+        "async def build(bus):\n"
+        "    async def fail(message):\n"
+        "        raise ConnectionError('the line is busy')\n"
+        "    quick = Retry.exponential(attempts=2, base_seconds=0.001, cap_seconds=0.001)\n"
+        "    await bus.register('fails', handler=fail, tenant='acme', retry=quick)\n"
+    )
+    assert home.is_dir()
+    line = ["send", "--from", "desk", "--to", "fails", "--id", "again", "--app", "fails.py:build", '{"n": 5}']
+    assert run_command(line) == 1
+    hint = next(line for line in capsys.readouterr().out.splitlines() if "dlq show" in line)
+    words = shlex.split(hint)
+    assert run_command(words[words.index("eab") + 1 :]) == 0
+    assert "the line is busy" not in capsys.readouterr().out.splitlines()[0]
+
+
+def test_status_does_not_let_a_refusal_be_misread(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The accounting counts what was accepted; what was refused at once is found in the log."""
+    assert home.is_dir()
+    assert run_command(["status"]) == 0
+    out = capsys.readouterr().out
+    assert "refused later" in out
+    assert f"refused at once is not among these: eab --home {home} audit search verdict:refuse" in out
+    assert run_command(["audit", "search", "verdict:refuse"]) == 0
+    assert "desk/refused" in capsys.readouterr().out
+    [status] = eab_json(capsys, "status")
+    assert {"accepted", "refused", "in_flight", "dead_lettered"} <= set(status["accounting"])
+
+
+@pytest.mark.parametrize("command", [["queue"], ["held"], ["dlq"], ["facts"]])
+def test_a_list_of_nothing_says_so(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence in place of an empty table, and no line at all as JSON."""
+    monkeypatch.chdir(tmp_path)
+
+    async def make() -> None:
+        async with open_bus(".eab", constitution=write_constitution(tmp_path / "policies", RULES)):
+            pass
+
+    asyncio.run(make())
+    assert run_command([*command, "list"]) == 0
+    [line] = capsys.readouterr().out.splitlines()
+    assert "no" in line
+    assert "  " not in line
+    assert eab_json(capsys, *command, "list") == []
+
+
+def test_a_file_in_the_place_of_the_home_is_called_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By commands that read and by those that open a bus."""
+    monkeypatch.chdir(tmp_path)
+    Path("afile").write_text("")
+    Path("app.py").write_text(APP)
+    for command in (["status"], ["run", "app.py:build", "--input", "app.py"], ["send", "--from", "a", "--to", "b"]):
+        assert run_command(["--home", "afile", *command]) == 2
+        assert "afile is a file, not a home" in capsys.readouterr().err
 
 
 def test_sending_says_what_is_wrong_with_the_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -139,6 +139,15 @@ def test_a_person_gets_a_table_and_is_told_how_to_look_closer(place: Path, capsy
     assert "\x1b" not in out + err
 
 
+def test_counts_are_said_in_words_that_fit(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One message of one line; empty lines are counted, so that the sum is the file's."""
+    assert run_command(["run", "desk.py:build", "--input", str(write_lines(place, work(1)))]) == 0
+    assert "1 message of 1 line in " in capsys.readouterr().out
+    path = write_lines(place, work(2), "", "nonsense", " ", work(3))
+    assert run_command(["run", "desk.py:build", "--input", str(path)]) == 0
+    assert "2 messages of 3 lines (2 more were empty) in " in capsys.readouterr().out
+
+
 def test_lines_of_one_sender_go_in_order(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever the other senders do meanwhile."""
     path = write_lines(place, *(work(n, "ab"[n % 2]) for n in range(40)))
@@ -214,12 +223,21 @@ def test_an_application_that_fails_is_named_with_its_line(place: Path, capsys: p
 
 
 def test_a_constitution_that_cannot_be_activated_is_explained(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit 1 with file and line of the mistake; nothing has run."""
+    """Exit 1 with file and line of the mistake, in words; nothing has run."""
     write_constitution(place / "policies", RULES | {"no_secrets": "admit if input.mesage.type"})
     path = write_lines(place, work(1))
     assert run_command(["run", "desk.py:build", "--input", str(path)]) == 1
     assert "no_secrets.rego:" in capsys.readouterr().err
+    write_constitution(place / "policies", RULES | {"no_secrets": "admit if {"})
+    assert run_command(["run", "desk.py:build", "--input", str(path)]) == 1
+    err = capsys.readouterr().err
+    assert "no_secrets.rego:" in err
+    assert "ends too early" in err
+    assert "token" not in err
     assert not (place / "seen.txt").exists()
+    write_constitution(place / "policies", RULES)  # mended: the home that was made meanwhile takes it
+    assert run_command(["run", "desk.py:build", "--input", str(path)]) == 0
+    assert (place / "seen.txt").exists()
 
 
 def test_lines_come_from_standard_input_too(place: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -164,6 +165,25 @@ async def test_connections_are_bounded(path: Path) -> None:
                 break
             except BusError:
                 await asyncio.sleep(0)
+
+
+def test_an_answer_that_came_before_the_question_is_heard(tmp_path: Path) -> None:
+    """A busy server closes without reading: what it said is told, not that the pipe is broken."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(tmp_path / "control.sock"))
+        listener.listen()
+
+        def turn_away() -> None:
+            connection, _ = listener.accept()
+            connection.sendall(b'{"error": {"code": "busy", "message": "not now"}}\n')
+            connection.close()
+
+        server = threading.Thread(target=turn_away)
+        server.start()
+        with pytest.raises(BusError) as caught:  # more than a socket takes, so that it is still being sent
+            control.call(tmp_path / "control.sock", "send", {"payload": "x" * 8_000_000}, timeout=30)
+        server.join()
+    assert caught.value.code == "busy"
 
 
 async def test_a_client_that_goes_away_harms_nobody(path: Path) -> None:
