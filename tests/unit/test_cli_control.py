@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-import threading
 import stat
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
