@@ -100,6 +100,19 @@ def hoist(arguments: Sequence[str]) -> list[str]:
     return [*front, *rest]
 
 
+def _home_typed(words: Sequence[str]) -> str | None:
+    """What the last `--home` of hoisted words said, if there was one."""
+    said = None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == "--":
+            break
+        if word == "--home":
+            said = following
+        elif word.startswith("--home="):
+            said = word.removeprefix("--home=")
+    return said
+
+
 def run_command(arguments: Sequence[str]) -> int:
     """Runs one command line and returns its exit status; prints its errors."""
     try:
@@ -134,7 +147,8 @@ def _run(arguments: Sequence[str]) -> int:
         echo("eab: interrupted", error=True)
         return faults.INTERRUPTED
     except Exception as error:  # noqa: BLE001  the edge of the program: what was raised becomes a sentence and a status
-        return faults.report(error, as_json="--json" in words)
+        command = Session(home_from(_home_typed(words)), json=False).command("")
+        return faults.report(error, as_json="--json" in words, command=command)
     if not words:  # nobody asked for the help: it is shown, and still this was no command
         return faults.USAGE
     return status if isinstance(status, int) else faults.DONE

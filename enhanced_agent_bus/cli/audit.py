@@ -12,7 +12,6 @@ import typer
 
 from enhanced_agent_bus.cli import faults
 from enhanced_agent_bus.cli.faults import CliError, unknown_id
-from enhanced_agent_bus.cli.program import named
 from enhanced_agent_bus.cli.render import counted, echo, print_json, print_pairs, safe
 from enhanced_agent_bus.cli.session import Json, Session, note_access, session_of
 
@@ -136,8 +135,9 @@ def _in_short(record: Mapping[str, Json]) -> str:
         code = f" {record['code']}" if record["code"] else ""
         rules = ", ".join(reason["rule"] for reason in record["reasons"] if reason["rule"])
         by = f" by {rules}" if rules else ""
-        to = record["recipient"] or record["topic"] or "?"
-        return f"{record['verdict']}{code}{by}: {record['sender']} to {to}, {record['type']} {record['message_id']}"
+        to = record["recipient"] or record["topic"]  # neither, where it named nobody
+        way = f"{record['sender']} to {to}" if to else record["sender"]
+        return f"{record['verdict']}{code}{by}: {way}, {record['type']} {record['message_id']}"
     if kind == "outcome":
         code = f" {record['code']}" if record["code"] else ""
         return f"{record['state']}{code}: {record['message_id']}, attempt {record['attempt']}"
@@ -185,7 +185,7 @@ def verify(
     if session.json:
         print_json(verdict)
     else:
-        show_verdict(verdict)
+        show_verdict(session, verdict)
     return faults.DONE if is_fine(verdict, require_anchor=require_anchor) else faults.FOUND
 
 
@@ -201,8 +201,9 @@ def _verified(path: Path, key_file: Path, checkpoint: Path | None) -> Report:
         raise CliError(f"there is no key {key_file}", remedy="name the log's vkey with --key FILE", code="file")
     try:
         key = read_key(key_file.read_text())
-    except (ValueError, IndexError) as error:
-        raise CliError(f"{key_file}: {error}", remedy="name a vkey or a PEM", code="file") from None
+    except (ValueError, IndexError):
+        what = f"{key_file} holds no public key"
+        raise CliError(what, remedy="name the log's `keys/log.vkey`, or a PEM of it", code="file") from None
     try:
         outside = None if checkpoint is None else read_note(checkpoint.read_text())
     except ValueError as error:
@@ -221,9 +222,10 @@ def is_fine(verdict: Mapping[str, Json], *, require_anchor: bool = False) -> boo
     return not bad and not (require_anchor and verdict["unanchored"])
 
 
-def show_verdict(verdict: Mapping[str, Json]) -> None:
+def show_verdict(session: Session, verdict: Mapping[str, Json]) -> None:
     """The three verdicts, and what they cannot exclude."""
-    print_pairs((name, named(value) if isinstance(value, str) else value) for name, value in _verdict_lines(verdict))
+    lines = _verdict_lines(verdict)
+    print_pairs((name, session.named(value) if isinstance(value, str) else value) for name, value in lines)
 
 
 def _verdict_lines(verdict: Mapping[str, Json]) -> list[tuple[str, Any]]:

@@ -50,7 +50,7 @@ def demo(context: typer.Context) -> int:
     else:
         show(there, result)
         echo()
-        audit.show_verdict(verdict)
+        audit.show_verdict(there, verdict)
         echo()
         echo(f"look around in its home: {there.command('status')}")
     if result.signal:

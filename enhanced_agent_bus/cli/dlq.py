@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from enhanced_agent_bus.cli import faults
-from enhanced_agent_bus.cli.faults import unknown_id
+from enhanced_agent_bus.cli.faults import CliError, unknown_id
 from enhanced_agent_bus.cli.render import (
     compact,
     echo,
@@ -107,6 +107,8 @@ def discard(
 
     Example: eab dlq discard desk/order-7 --reason "ordered by telephone"
     """
+    if not reason.strip():
+        raise CliError("--reason is empty", remedy="say why in a few words: the log keeps it")
     session = session_of(context)
     try:
         change(session, "discard", {"id": message_id, "reason": reason})

@@ -17,7 +17,6 @@ from typing import Final, Literal
 import typer
 
 from enhanced_agent_bus.cli import faults
-from enhanced_agent_bus.cli.program import named
 from enhanced_agent_bus.cli.render import echo, print_json, print_table, safe
 from enhanced_agent_bus.cli.session import ask_running, session_of
 
@@ -60,7 +59,7 @@ def doctor(context: typer.Context) -> int:
         print_table(("", "what", "found"), [(finding.state, finding.what, finding.detail) for finding in findings])
         for finding in findings:
             if finding.remedy:
-                echo(f"{finding.what}: {safe(named(finding.remedy))}")
+                echo(f"{finding.what}: {safe(session.named(finding.remedy))}")
     return faults.FOUND if wrong else faults.DONE
 
 

@@ -87,7 +87,7 @@ def describe(error: BaseException) -> tuple[int, dict[str, Any]]:
 
 
 def _document(code: str, message: str, remedy: str) -> dict[str, Any]:
-    return {"code": code, "message": message, "remedy": named(remedy)}
+    return {"code": code, "message": message, "remedy": remedy}
 
 
 def _usage(error: Exception) -> dict[str, Any]:
@@ -114,9 +114,10 @@ def _describe_os_error(error: OSError) -> tuple[int, dict[str, Any]]:
     return USAGE, _document("file", message, remedy)
 
 
-def report(error: BaseException, *, as_json: bool) -> int:
-    """Writes the error to standard error and returns the exit status."""
+def report(error: BaseException, *, as_json: bool, command: str | None = None) -> int:
+    """Writes the error to standard error and returns the exit status; `command` is what remedies tell to type."""
     status, document = describe(error)
+    document["remedy"] = named(document["remedy"], command)
     if os.environ.get("EAB_DEBUG"):
         traceback.print_exception(error, file=sys.stderr)
     if as_json:

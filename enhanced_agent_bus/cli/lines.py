@@ -75,7 +75,7 @@ def parse_line(number: int, raw: bytes) -> Line | BadLine | None:
         return None
     value = read_json(text)
     if isinstance(value, NotJson):
-        return BadLine(number, str(value))
+        return BadLine(number, str(value).replace("(line 1, column ", "(column "))  # it has one line only
     if not isinstance(value, dict):
         return BadLine(number, 'a line is an object like {"from": "a", "to": "b", "payload": {}}')
     return _line_from(number, value)

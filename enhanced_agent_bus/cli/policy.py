@@ -252,7 +252,10 @@ def _show_explained(explained: Explained, *, hide: bool) -> None:
     echo("refused (policy_denied)" if not explained.allow else "held" if holds else "allowed")
     for hold in holds:
         echo(safe(f"  by {hold.get('rule')}: {hold.get('approvers')} of {', '.join(hold.get('roles') or ())}"))
-    for reason in () if hide else explained.decision.get("reasons") or ():
+    reasons = explained.decision.get("reasons") or ()
+    if hide and reasons:
+        echo("  what the rules say about it may quote the payload: --payload shows it")
+    for reason in () if hide else reasons:
         echo(safe(f"  {reason.get('rule')}: {reason.get('message', '')}"))
         if reason.get("remedy"):
             echo(safe(f"    {reason['remedy']}"))

@@ -43,6 +43,6 @@ def _from(path: str, folder: Path | None) -> str:
     return str(Path(path).absolute())
 
 
-def named(text: str) -> str:
-    """A sentence of ours with its `eab ...` as this program was called."""
-    return _COMMAND.sub(lambda _: f"`{program()}", text)
+def named(text: str, command: str | None = None) -> str:
+    """A sentence of ours with its `eab ...` as this program was called, or as this command."""
+    return _COMMAND.sub(lambda _: f"`{command or program()}", text)

@@ -12,7 +12,6 @@ import typer
 
 from enhanced_agent_bus.cli import faults
 from enhanced_agent_bus.cli.faults import CliError
-from enhanced_agent_bus.cli.program import named
 from enhanced_agent_bus.cli.render import compact, counted, echo, print_json_lines, print_pairs, quoted, safe
 from enhanced_agent_bus.cli.session import Json, Session, note_access, session_of
 
@@ -84,7 +83,7 @@ def send(
     results = asyncio.run(_send(session, args, app, constitution, timeout, content=show_payload))
     if isinstance(content, NotJson) and content.code == "malformed":
         _say_in_json(results)
-    _show(session, results, where)
+    _show(session, results, where, with_app=app is not None)
     return faults.DONE if results and all(_is_fine(result) for result in results) else faults.FOUND
 
 
@@ -173,7 +172,7 @@ def _say_in_json(results: list[dict[str, Json]]) -> None:
             reason["remedy"] = 'write one JSON object, like {"trip": 7}'
 
 
-def _show(session: Session, results: list[dict[str, Json]], where: str) -> None:
+def _show(session: Session, results: list[dict[str, Json]], where: str, *, with_app: bool) -> None:
     for result in results:
         result.setdefault("outcome", None)
     if session.json:
@@ -182,10 +181,10 @@ def _show(session: Session, results: list[dict[str, Json]], where: str) -> None:
     if not results:
         echo(f"nobody subscribed to {safe(where)}; that is recorded")
     for result in results:
-        _show_one(session, result, where)
+        _show_one(session, result, where, with_app=with_app)
 
 
-def _show_one(session: Session, result: Mapping[str, Json], where: str) -> None:
+def _show_one(session: Session, result: Mapping[str, Json], where: str, *, with_app: bool) -> None:
     receipt, outcome = result["receipt"], result["outcome"]
     code = f" ({receipt['code']})" if receipt["code"] else ""
     echo(f"{receipt['state']}{code}: {safe(receipt['message_id'])} to {safe(receipt['recipient'] or where)}")
@@ -193,7 +192,7 @@ def _show_one(session: Session, result: Mapping[str, Json], where: str) -> None:
         what = ": ".join(part for part in (reason["rule"], reason["message"] or reason["code"]) if part)
         echo(f"  {safe(what)}")
         if reason["remedy"]:
-            echo(f"    {safe(named(reason['remedy']))}")
+            echo(f"    {safe(session.named(reason['remedy']))}")
     pairs = [
         ("audit seq", receipt["audit_seq"]),
         ("decision", receipt["decision_id"]),
@@ -207,7 +206,8 @@ def _show_one(session: Session, result: Mapping[str, Json], where: str) -> None:
             if "payload" in outcome["reply"]:
                 pairs.append(("payload", compact(outcome["reply"]["payload"])))
     elif receipt["state"] == "accepted":
-        pairs.append(("outcome", f"not known yet; what waits: {session.command('queue list')}"))
+        known = "it has not ended yet" if with_app else "not waited for (--app APP does)"
+        pairs.append(("outcome", f"{known}; what waits: {session.command('queue list')}"))
     elif receipt["state"] == "held":
         pairs.append(("held", f"who is asked: {session.command('held list')}"))
     if outcome is not None and outcome["state"] == "dead_lettered":

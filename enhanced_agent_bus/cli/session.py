@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from enhanced_agent_bus.cli.faults import CliError
-from enhanced_agent_bus.cli.program import program
+from enhanced_agent_bus.cli.program import named, program
 
 if TYPE_CHECKING:
     import typer
@@ -43,7 +43,11 @@ class Session:
     def command(self, rest: str) -> str:
         """What to type for this command in this home."""
         home = "" if self.home == Path(DEFAULT_HOME) else f" --home {shlex.quote(str(self.home))}"
-        return f"{program()}{home} {rest}"
+        return f"{program()}{home} {rest}".rstrip()
+
+    def named(self, text: str) -> str:
+        """A sentence of ours with its `eab ...` as what to type in this home."""
+        return named(text, self.command(""))
 
 
 def session_of(context: typer.Context) -> Session:

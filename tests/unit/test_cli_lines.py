@@ -53,6 +53,14 @@ def test_empty_lines_say_nothing_and_nulls_are_absent() -> None:
     assert read.id is None
 
 
+def test_a_bad_line_has_one_number() -> None:
+    """The line's own, which the reader knows; a parser's "line 1" would be taken for it."""
+    bad = parse_line(17, b'{"from": "a",')
+    assert isinstance(bad, BadLine)
+    assert "(column 14)" in bad.message
+    assert "line" not in bad.message
+
+
 @pytest.mark.parametrize(
     ("raw", "says"),
     [

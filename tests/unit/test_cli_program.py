@@ -76,13 +76,14 @@ def test_remedies_name_the_program_as_it_was_called(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "enhanced_agent_bus", "--home", str(tmp_path / "none"), "status"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
-    assert f"`{sys.executable} -m enhanced_agent_bus init`" in done.stderr
+    assert f"`{sys.executable} -m enhanced_agent_bus --home {tmp_path / 'none'} init`" in done.stderr
 
 
 def test_a_hint_names_the_home_that_it_is_about() -> None:
     """Unless it is the one that would be taken anyway."""
     assert Session(Path(".eab"), json=False).command("dlq list") == "eab dlq list"
     assert Session(Path("a b"), json=False).command("dlq list") == "eab --home 'a b' dlq list"
+    assert Session(Path("h"), json=False).named("see `eab agents`") == "see `eab --home h agents`"
 
 
 @pytest.mark.parametrize(
