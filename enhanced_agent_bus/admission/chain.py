@@ -145,14 +145,24 @@ class Admission:
 
     async def judge(self, case: Case) -> Decided:
         """Decides one message. The caller puts the record of it without an await in between."""
-        if case.refusal is not None:
-            return self._refuse(case, self.active, case.refusal, _Asked(case.refusal))
-        refusal = self._constitution_gate(case.addressed.sender, self.active)
+        active = self.active
+        refusal = case.refusal or self._constitution_gate(case.addressed.sender, active)
         if refusal is None and self._gates:
             refusal = await self._plugin_gates(case)
         if refusal is not None:
             return self._refuse(case, self.active, refusal, _Asked(refusal))
+        if not self._gates:  # nothing was awaited yet: most messages end here
+            decided = self._known(case, active, self._look(case, active))
+            if decided is not None:
+                return decided
         return await self._policy_gate(case)
+
+    def _known(self, case: Case, active: Active, sight: Sight, key: bytes | None = None) -> Decided | None:
+        """The decision, where the same was asked before."""
+        if not active.reading.cacheable:
+            return None
+        found = self._cache.get(active.digest, key or self._key(sight))
+        return self._conclude(case, active, _Asked(found[0], sight, found[1])) if found is not None else None
 
     def _constitution_gate(self, sender: Party, active: Active) -> Refusal | None:
         agreed = sender.constitution
@@ -200,9 +210,9 @@ class Admission:
                 return self._refuse(case, active, refusal, _Asked(refusal))
             sight = self._look(case, active)
             key = self._key(sight) if active.reading.cacheable else None
-            found = self._cache.get(active.digest, key) if key is not None else None
-            if found is not None:
-                return self._conclude(case, active, _Asked(found[0], sight, found[1]))
+            decided = self._known(case, active, sight, key)
+            if decided is not None:
+                return decided
             asked = await self._evaluated(sight, key, deadline)
             if active is self.active and self._still_true(asked):
                 self._keep(active, asked)
@@ -218,7 +228,7 @@ class Admission:
     # --- asking ----------------------------------------------------------------------------------------------------
 
     def _look(self, case: Case, active: Active) -> Sight:
-        return Sight(case, active, self.facts, self._clock.policy_time(), self._clock.now_us())
+        return Sight(case, active, self.facts, self._clock.policy_time(), case.now_us or self._clock.now_us())
 
     def _key(self, sight: Sight) -> bytes:
         reading = sight.active.reading
@@ -278,7 +288,7 @@ class Admission:
         name = (sight.active.digest, key)
         flight: asyncio.Future[tuple[Ruling | Refusal, str, int] | None] = asyncio.get_running_loop().create_future()
         self._flights[name] = flight
-        decision_id = self._record.next_id(sight.case.addressed.envelope.id)
+        decision_id = self._record.next_id(sight.case)
         try:
             answer, us = await self._ask(sight, deadline)
             flight.set_result((answer, decision_id, us))
@@ -332,7 +342,7 @@ class Admission:
         if answer.hold and answer.reasons:
             reasons = answer.reasons
         verdict: Literal["allow", "hold"] = "hold" if answer.hold else "allow"
-        decision_id = asked.decision_id or self._record.next_id(case.addressed.envelope.id)
+        decision_id = asked.decision_id or self._record.next_id(case)
         fields, texts = self._written(case, active, asked, verdict, None, reasons, decision_id)
         admitted = None
         if not answer.hold:
@@ -363,7 +373,7 @@ class Admission:
         changes: list[FactChange] = []
         self._count(case, changes, refused=case.first)
         reasons = refusal.reasons or (Reason("", refusal.code, refusal.message, refusal.remedy),)
-        decision_id = asked.decision_id or self._record.next_id(case.addressed.envelope.id)
+        decision_id = asked.decision_id or self._record.next_id(case)
         fields, texts = self._written(case, active, asked, "refuse", refusal.code, reasons, decision_id)
         return Decided(
             "refuse",

@@ -89,10 +89,10 @@ class Record:
         self._engine = dict(engine)
         self._last_us = 0
 
-    def next_id(self, message_id: str) -> str:
+    def next_id(self, case: Case) -> str:
         """`<message id>#<hex>`: it leads to its message without an index, and never repeats in a process."""
-        self._last_us = max(self._clock.now_us(), self._last_us + 1)
-        return f"{message_id}#{self._last_us:x}"
+        self._last_us = max(case.now_us or self._clock.now_us(), self._last_us + 1)
+        return f"{case.addressed.envelope.id}#{self._last_us:x}"
 
     def decision(
         self,

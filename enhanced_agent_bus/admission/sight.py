@@ -32,6 +32,7 @@ class Case:
     first: bool = True  # its first decision: counts in `sent` or `refused`
     counted: bool = False  # it is in `sent` already
     refusal: Refusal | None = None  # found before the gate: recorded like any other
+    now_us: int = 0  # when it came, where that is just now; 0 asks the clock
 
 
 class Sight:

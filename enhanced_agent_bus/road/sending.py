@@ -14,6 +14,7 @@ from enhanced_agent_bus.admission.draft import Shaped
 from enhanced_agent_bus.admission.seal import SALT_BYTES, commitment, seal
 from enhanced_agent_bus.admission.sight import Case
 from enhanced_agent_bus.agent import Draft
+from enhanced_agent_bus.delivery.mailbox import Mailbox
 from enhanced_agent_bus.delivery.parcel import Parcel
 from enhanced_agent_bus.delivery.runner import misfits
 from enhanced_agent_bus.errors import BusError
@@ -47,7 +48,7 @@ class Sending:
         self._endings = endings
         self._mailroom = mailroom
         self._rescue = rescue
-        self._room = asyncio.Semaphore(desk.settings.limits.inflight)
+        self._room: Mailbox[None] = Mailbox(desk.settings.limits.inflight)  # places for what is being decided
         self._claims: dict[str, asyncio.Future[None]] = {}  # given ids that are being sent right now
         self._putting: dict[str, asyncio.Future[None] | None] = {}  # of them, those on their way to the disk
 
@@ -121,13 +122,18 @@ class Sending:
                     misfit = "its tenant can say why"  # nobody has decided yet that this sender may know more
                 refusal = Refusal("malformed", f"{found.id} does not take this payload: {misfit}", "send what it takes")
                 return await self.turn_away(message_id, sender, found, topic, draft, refusal, shaped)
-            async with self._room:
+            if not self._room.reserve():
+                while not await self._room.wait_for_place(RECORD_SECONDS_MAX):
+                    self._desk.require_open()
+            try:
                 case, parcel = self.addressed(message_id, sender, found, topic, shaped, replier)
                 decided = await self._desk.admission.judge(case)
                 if decided.verdict != "refuse":
                     accepted = True
                 written = self.record(parcel, decided, post)
-                seq = await written.wait()
+                seq = written.seq if written.seq >= 0 else await written.wait()
+            finally:
+                self._room.release()
         finally:
             if not accepted:
                 post.mailbox.release()
@@ -213,7 +219,7 @@ class Sending:
             refusal = Refusal(
                 "hop_limit", f"{hops} hops, {self._desk.settings.limits.hops} are allowed", "break the loop of agents"
             )
-        case = Case(self._desk.router.address(envelope, sender, recipient), cause=cause, refusal=refusal)
+        case = Case(self._desk.router.address(envelope, sender, recipient), cause=cause, refusal=refusal, now_us=now_us)
         return case, Parcel(envelope, expires_us, now_us, cause=cause, replier=replier)
 
     def _parent(self, handling: Handling | None, cause_id: str | None, sender: Party) -> Envelope | None:
