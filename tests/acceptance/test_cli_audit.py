@@ -87,6 +87,13 @@ def test_a_reader_that_has_seen_enough_ends_it_quietly(line: list[str], folder: 
         assert (done.returncode, done.stderr) == (141, "")
 
 
+def test_a_file_that_is_no_key_is_called_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not what a parser missed in it."""
+    assert (folder / "app.py").is_file()
+    assert run_command(["audit", "verify", "--key", "app.py"]) == 2
+    assert "app.py holds no public key" in capsys.readouterr().err
+
+
 def test_notes_that_nobody_reads_do_not_stop_a_run(folder: Path) -> None:
     """Standard error is closed by its reader: what was to be done is done."""
     reading, writing = os.pipe()

@@ -355,6 +355,23 @@ def test_a_message_that_ends_as_a_dead_letter_says_how_to_look_at_it(
     assert "the line is busy" not in capsys.readouterr().out.splitlines()[0]
 
 
+def test_a_hold_says_whom_it_waits_for(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where the rule has no message of its own."""
+    assert home.is_dir()
+    assert run_command(["send", "--from", "desk", "--to", "worker", '{"n": 300}']) == 0
+    out = capsys.readouterr().out
+    assert "large: waits for an approval by boss" in out
+    assert "held list" in out
+
+
+def test_a_dead_letter_is_not_ended_without_a_reason(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 2, and it stays; the log is to say why."""
+    assert home.is_dir()
+    assert run_command(["dlq", "discard", "desk/dead", "--reason", " "]) == 2
+    assert "--reason is empty" in capsys.readouterr().err
+    assert [row["message_id"] for row in eab_json(capsys, "dlq", "list")] == ["desk/dead"]
+
+
 def test_status_does_not_let_a_refusal_be_misread(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The accounting counts what was accepted; what was refused at once is found in the log."""
     assert home.is_dir()
