@@ -319,7 +319,8 @@ class AgentBus:
     async def wait_idle(self, timeout: float | None = None) -> None:
         """Waits until nothing is queued, running or about to be retried. Raises: TimeoutError; BusClosed."""
         async with asyncio.timeout(timeout):
-            while any(parcel.state in ("queued", "in_flight", "retrying") for parcel in self._desk.live.values()):
+            busy = ("queued", "in_flight", "retrying")
+            while self._desk.rising or any(parcel.state in busy for parcel in self._desk.live.values()):
                 if self._desk.drained:
                     self._desk.require_open()
                 self._desk.changed.clear()

@@ -181,6 +181,7 @@ class Rescue:
         finally:
             if written is None:
                 self._desk.rising.discard(envelope.id)
+                self._desk.changed.set()
                 if reserved:
                     post.mailbox.release()
         return receipt_of(
@@ -201,6 +202,7 @@ class Rescue:
         `post` has a place for it; without one it was refused.
         """
         self._desk.rising.discard(parcel.envelope.id)
+        self._desk.changed.set()
         if post is None or error is not None or decided.verdict == "refuse":
             if post is not None:
                 post.mailbox.release()
