@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 
@@ -118,6 +118,7 @@ def run_command(arguments: Sequence[str]) -> int:
     try:
         status = _run(arguments)
         sys.stdout.flush()
+        _flush_notes()
     except BrokenPipeError:
         return _reader_is_gone()
     except SystemExit as stop:  # what typer makes of a broken pipe
@@ -127,14 +128,26 @@ def run_command(arguments: Sequence[str]) -> int:
     return status
 
 
+def _flush_notes() -> None:
+    """Notes that nobody reads are dropped here: at the exit of Python they would cost the status."""
+    try:
+        sys.stderr.flush()
+    except BrokenPipeError:
+        _send_nowhere(sys.__stderr__)
+
+
 def _reader_is_gone() -> int:
     """Whoever read our output has seen enough; what is still in a buffer goes nowhere, quietly."""
+    _send_nowhere(sys.__stdout__, sys.__stderr__)
+    return faults.BROKEN_PIPE
+
+
+def _send_nowhere(*streams: TextIO | None) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.__stdout__, sys.__stderr__):
+    for stream in streams:
         if stream is not None:
             os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
-    return faults.BROKEN_PIPE
 
 
 def _run(arguments: Sequence[str]) -> int:
