@@ -54,6 +54,7 @@ class MemoryLedger:
         self._facts: dict[tuple[str, str], dict[str, bytes]] = {}
         self._agents: dict[str, AgentRow] = {}
         self._settings: dict[str, str] = {}
+        #: seq, when, and the entry without what it has done: what hangs on that would be kept with it.
         self._records: deque[tuple[int, int, Entry]] = deque(maxlen=RECORDS_MAX)
         self._down: str | None = None
         self._certain: list[Entry] = []
@@ -96,8 +97,9 @@ class MemoryLedger:
         self._size = seq + 1
         if entry.admitted is not None:
             entry.recorded = Recorded(entry.admitted, seq)
-        if entry.done is not None:
-            entry.done(seq, None)
+        done, entry.done = entry.done, None
+        if done is not None:
+            done(seq, None)
 
     def _move(self, move: Move) -> None:
         row, state = move.row, move.state
