@@ -35,7 +35,7 @@ async def send(folder: Path, scale: Scale) -> list[Figure]:
             p99.append(percentile(times, 0.99))
     return [
         Figure("send", "governed send, memory ledger, 64 in flight", "/s", tuple(rates), at_least(60_000)),
-        Figure("send", "the same as a share of asyncio.Queue alone", "x", tuple(ratios)),
+        Figure("send", "governed send, memory ledger, as a share of asyncio.Queue alone", "x", tuple(ratios)),
         Figure("send", "send to receipt, 1 in flight, p50", "ms", tuple(p50)),
         Figure("send", "send to receipt, 1 in flight, p99", "ms", tuple(p99), at_most(0.1)),
         Figure("send", "asyncio.Queue alone, 64 producers", "/s", tuple(queue), note="for scale"),
@@ -90,7 +90,7 @@ async def durable_request(folder: Path, scale: Scale) -> list[Figure]:
                     theirs.append(await autogen(scale.messages // DURABLE_SHARE, IN_FLIGHT))
     found = [Figure("durable_request", "durable governed request/reply, 64 in flight", "/s", tuple(ours))]
     if theirs:
-        what = "the same as a multiple of autogen-core, which has no policy, log or durability"
+        what = "durable request/reply as a multiple of autogen-core, which has no policy, log or durability"
         found.append(Figure("durable_request", what, "x", _ratios(ours, theirs), at_least(1.0)))
     return found
 
