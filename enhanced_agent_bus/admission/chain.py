@@ -423,17 +423,16 @@ class Admission:
         envelope = case.addressed.envelope
         sender = self.facts.owner("agent", envelope.sender)
         sender.n += 1
-        counters = [FactChange("agent", envelope.sender, COUNTERS, b"")]
         sender.sent += sent
         sender.refused += refused
+        sender.pending += 1
+        changes.append(FactChange("agent", envelope.sender, COUNTERS, sender.counters()))
         if (sent or refused) and envelope.conversation:
             conversation = self.facts.owner("conversation", envelope.conversation)
             conversation.sent += sent
             conversation.refused += refused
-            counters.append(FactChange("conversation", envelope.conversation, COUNTERS, conversation.counters()))
-        counters[0] = FactChange("agent", envelope.sender, COUNTERS, sender.counters())
-        self.facts.pin(counters)
-        changes.extend(counters)
+            conversation.pending += 1
+            changes.append(FactChange("conversation", envelope.conversation, COUNTERS, conversation.counters()))
 
 
 class _Held:

@@ -130,7 +130,8 @@ class Mailbox(Generic[T]):
         if self._starts % AGEING == 0:
             level = min((level for level in self._levels if level), key=lambda level: level[0][0])
             return level.popleft()[1]
-        return next(waiting for waiting in reversed(self._levels) if waiting).popleft()[1]
+        low, normal, high, critical = self._levels
+        return (critical or high or normal or low).popleft()[1]
 
     def remove(self, item: T) -> bool:
         """Takes a message out before its turn (expired, discarded); False when it is not waiting here."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from enhanced_agent_bus.errors import BusClosed
@@ -31,7 +31,7 @@ class Parcel:
     attempts: int = 0  # handler runs so far
     attempts_before: int = 0  # of them, those before the last replay
     decision_id: str = ""
-    added: list[tuple[str, str, str, str | int | float | None, int | None]] = field(default_factory=list)
+    added: Sequence[tuple[str, str, str, str | int | float | None, int | None]] = ()
     counted: bool = False  # it is in its sender's `sent`
     cause: Mapping[str, Any] | None = None
     hold_reasons: tuple[Reason, ...] = ()
@@ -43,7 +43,7 @@ class Parcel:
     replier: asyncio.Future[Message] | None = None  # who waits for the reply of a request
     ending: bool = False  # its end is being recorded
     outcome: Outcome | None = None  # set once that is durable
-    waiters: list[asyncio.Future[Outcome]] = field(default_factory=list)
+    waiters: tuple[asyncio.Future[Outcome], ...] = ()
     kept: bool = False  # the bus has closed before its end
     placed: bool = True  # it has a place in its recipient's mailbox
 
@@ -58,7 +58,7 @@ class Parcel:
         for waiter in self.waiters:
             if not waiter.done():
                 waiter.set_result(outcome)
-        self.waiters.clear()
+        self.waiters = ()
 
     def keep(self) -> None:
         """Tells everyone who waits that the end comes in another process, if it comes."""
@@ -70,7 +70,7 @@ class Parcel:
                 waiter.set_exception(self._closed())
         if self.replier is not None and not self.replier.done():
             self.replier.set_exception(self._closed())
-        self.waiters.clear()
+        self.waiters = ()
 
     def _closed(self) -> BusClosed:
         return BusClosed(
@@ -85,7 +85,7 @@ class Parcel:
         if self.kept:
             raise self._closed()
         waiter: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self.waiters.append(waiter)
+        self.waiters = (*self.waiters, waiter)
         if seconds is None:
             return await waiter
         async with asyncio.timeout(seconds):

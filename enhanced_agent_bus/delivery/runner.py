@@ -28,6 +28,9 @@ class Returned:
     reply: dict[str, Any] | None
 
 
+_NOTHING: Final = Returned(None)
+
+
 @dataclass(frozen=True, slots=True)
 class Failed:
     """The attempt failed. `error` is the type; `text` stands with the payload and in no record."""
@@ -153,7 +156,9 @@ async def run(
         alarm.stop()
         if alarm.rung and (task := asyncio.current_task()) is not None:
             task.uncancel()  # the alarm's own cancellation ends here, also where the handler swallowed it
-    if value is None or type(value) is dict:
+    if value is None:
+        return _NOTHING
+    if type(value) is dict:
         return Returned(value)
     if isinstance(value, BaseModel):
         try:

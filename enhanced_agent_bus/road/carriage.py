@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, Final
 
 from enhanced_agent_bus import faultpoints
@@ -116,7 +117,7 @@ class Carriage:
                 seconds=seconds,
                 alarm=alarm,
                 threads=self._desk.threads,
-                still=lambda: self._desk.admission.active.digest == message.constitution,
+                still=partial(self._still, message.constitution),
             )
             faultpoints.hit("handler.after_return")
         except OSError as error:  # only a fault point raises here
@@ -134,6 +135,10 @@ class Carriage:
             self._endings.end(parcel, "delivered", None, duration_us=duration_us)
         else:
             await self._replies.answer(post, parcel, result, duration_us)
+
+    def _still(self, constitution: str) -> bool:
+        """Whether the constitution of a ticket is active yet: a handler may have waited for a thread."""
+        return self._desk.admission.active.digest == constitution
 
     async def stop(self, seconds: float) -> None:
         """Ends the workers; a handler that does not stop in this time is left to its own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -86,17 +87,8 @@ class Endings:
             fields["texts"] = commitment(salt, body)
             texts = (salt, body)
         written = Written()
-        ended = outcome is not None
         move = self.move(parcel, next_state, due_us, code, error, parcel.decision_id)
-
-        def done(seq: int, failure: BusError | None) -> None:
-            if failure is None:
-                self._desk.stalled = False
-                self._desk.admission.facts.durable(facts)
-            if ended and failure is None:
-                self._ended(parcel, state, outcome)
-            written.settle(seq, failure)
-
+        done = partial(self._told, parcel, outcome, facts, written)
         self._desk.ledger.put(
             Entry(
                 "outcome", fields, message_id=envelope.id, move=move, texts=texts, facts=facts, certain=True, done=done
@@ -104,9 +96,25 @@ class Endings:
         )
         return written
 
-    def _ended(self, parcel: Parcel, state: str, outcome: Outcome | None) -> None:
-        if outcome is None:
-            return
+    def _told(
+        self,
+        parcel: Parcel,
+        outcome: Outcome | None,
+        facts: Sequence[FactChange],
+        written: Written,
+        seq: int,
+        failure: BusError | None,
+    ) -> None:
+        """What became of an outcome record."""
+        if failure is None:
+            self._desk.stalled = False
+            self._desk.admission.facts.durable(facts)
+            if outcome is not None:
+                self._ended(parcel, outcome)
+        written.settle(seq, failure)
+
+    def _ended(self, parcel: Parcel, outcome: Outcome) -> None:
+        state = outcome.state
         self._desk.rising.discard(parcel.envelope.id)
         if self._desk.live.pop(parcel.envelope.id, None) is not None and parcel.placed:
             self._desk.post(parcel.envelope.recipient).mailbox.release()

@@ -84,7 +84,7 @@ class Rescue:
             self._mailroom.later(parcel, AGAIN_SECONDS)
             return False
         if not parcel.attempts:
-            parcel.added = []
+            parcel.added = ()
         self._endings.end(
             parcel, "refused", decided.code, facts=self._desk.admission.take_back(case) if not parcel.attempts else ()
         )

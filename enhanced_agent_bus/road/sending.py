@@ -248,7 +248,7 @@ class Sending:
             admitted=decided.admitted,
         )
         if decided.verdict == "refuse":
-            entry.done = lambda seq, error: self._desk.settled(decided, written, seq, error)
+            entry.done = partial(self._desk.settled, decided, written)
             if self._desk.settings.audit.store_payloads and decided.code not in KEEPS_NOTHING and envelope.digest:
                 entry.keep = envelope
         else:
@@ -260,13 +260,13 @@ class Sending:
                 envelope,
                 parcel.stored,
                 decided.decision_id,
-                orjson.dumps(parcel.added),
-                orjson.dumps([_hold_fields(hold) for hold in decided.hold]),
+                orjson.dumps(parcel.added) if parcel.added else b"[]",
+                orjson.dumps([_hold_fields(hold) for hold in decided.hold]) if decided.hold else b"[]",
                 parcel.hold_expires_us,
             )
             if envelope.id in self._claims:
                 self._putting[envelope.id] = None
-            entry.done = lambda seq, error: self._accepted(entry, parcel, decided, post, written, seq, error)
+            entry.done = partial(self._accepted, entry, parcel, decided, post, written)
         self._desk.ledger.put(entry)
         return written
 
