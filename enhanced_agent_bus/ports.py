@@ -196,7 +196,7 @@ class Entry:
     facts: Sequence[FactChange] = ()
     texts: tuple[bytes, bytes] | None = None  # (salt, canonical JSON) of what stands apart from this record
     agent: AgentRow | None = None
-    settings: Mapping[str, str] = field(default_factory=dict)  # rows of the home's own key-value table
+    settings: Mapping[str, str] | None = None  # rows of the home's own key-value table
     certain: bool = False
     admitted: Admitted | None = None  # the allow that this entry records
     recorded: Recorded | None = None  # the ledger's ticket for it, made once it is durable

@@ -41,20 +41,16 @@ class RulingCache(Protocol):
     def put(self, digest: str, key: bytes, ruling: Ruling, decision_id: str) -> None: ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Active:
     """The constitution that decides, and what it reads."""
 
-    loaded: Loaded
-    reading: Reading
+    __slots__ = ("digest", "loaded", "reading", "revision")
 
-    @property
-    def digest(self) -> str:
-        return self.loaded.digest
-
-    @property
-    def revision(self) -> int:
-        return self.loaded.revision
+    def __init__(self, loaded: Loaded) -> None:
+        self.loaded = loaded
+        self.digest = loaded.digest
+        self.revision = loaded.revision
+        self.reading = Reading(loaded)
 
 
 @dataclass(slots=True)
@@ -139,22 +135,29 @@ class Admission:
         if self._active is not None and self._active.digest != loaded.digest:
             self._past[self._active.digest] = self._clock.monotonic() + self._grace_seconds
         self._past.pop(loaded.digest, None)
-        self._active = Active(loaded, Reading(loaded))
+        self._active = Active(loaded)
 
     # --- the road --------------------------------------------------------------------------------------------------
 
     async def judge(self, case: Case) -> Decided:
         """Decides one message. The caller puts the record of it without an await in between."""
+        return self.judge_at_once(case) or await self.judge_asking(case)
+
+    def judge_at_once(self, case: Case) -> Decided | None:
+        """The decision, where nothing must be awaited for it: no gates of the user's, and the same was asked before."""
         active = self.active
-        refusal = case.refusal or self._constitution_gate(case.addressed.sender, active)
-        if refusal is None and self._gates:
-            refusal = await self._plugin_gates(case)
+        refusal = case.refusal
+        if refusal is None and case.addressed.sender.constitution != LATEST:
+            refusal = self._constitution_gate(case.addressed.sender, active)
+        if refusal is not None:
+            return self._refuse(case, active, refusal, _Asked(refusal))
+        return None if self._gates else self._known(case, active, self._look(case, active))
+
+    async def judge_asking(self, case: Case) -> Decided:
+        """The decision that could not be given at once: gates first, then the policy."""
+        refusal = await self._plugin_gates(case) if self._gates else None
         if refusal is not None:
             return self._refuse(case, self.active, refusal, _Asked(refusal))
-        if not self._gates:  # nothing was awaited yet: most messages end here
-            decided = self._known(case, active, self._look(case, active))
-            if decided is not None:
-                return decided
         return await self._policy_gate(case)
 
     def _known(self, case: Case, active: Active, sight: Sight, key: bytes | None = None) -> Decided | None:
@@ -320,8 +323,7 @@ class Admission:
         if not answer.allow:
             denied = Refusal("policy_denied", "the constitution does not allow this", reasons=answer.reasons)
             return self._refuse(case, active, denied, asked)
-        refusal = _deliver_elsewhere(answer, case.addressed.recipient.id)
-        if refusal is not None:
+        if answer.obligations and (refusal := _deliver_elsewhere(answer, case.addressed.recipient.id)) is not None:
             return self._refuse(case, active, refusal, asked)
         envelope = case.addressed.envelope
         changed = (
@@ -332,18 +334,36 @@ class Admission:
         if isinstance(changed, Refusal):
             return self._refuse(case, active, changed, asked)
         added, changes = changed
-        self._count(case, changes, sent=not answer.hold and not case.counted)
-        return self._allow(case, active, asked, answer, added, changes)
+        sender_n = self._count(case, changes, sent=not answer.hold and not case.counted)
+        return self._allow(case, active, asked, answer, sender_n, added, changes)
 
     def _allow(
-        self, case: Case, active: Active, asked: _Asked, answer: Ruling, added: list[Added], changes: list[FactChange]
+        self,
+        case: Case,
+        active: Active,
+        asked: _Asked,
+        answer: Ruling,
+        sender_n: int,
+        added: list[Added],
+        changes: list[FactChange],
     ) -> Decided:
         reasons = tuple(Reason(hold.rule, "hold") for hold in answer.hold) if answer.hold else ()
         if answer.hold and answer.reasons:
             reasons = answer.reasons
         verdict: Literal["allow", "hold"] = "hold" if answer.hold else "allow"
         decision_id = asked.decision_id or self._record.next_id(case)
-        fields, texts = self._written(case, active, asked, verdict, None, reasons, decision_id)
+        fields, texts = self._record.decision(
+            case,
+            active,
+            sender_n,
+            verdict,
+            None,
+            reasons,
+            decision_id,
+            asked.sight,
+            asked.cached_from,
+            asked.eval_us,
+        )
         admitted = None
         if not answer.hold:
             admitted = Admitted(
@@ -371,10 +391,21 @@ class Admission:
 
     def _refuse(self, case: Case, active: Active, refusal: Refusal, asked: _Asked) -> Decided:
         changes: list[FactChange] = []
-        self._count(case, changes, refused=case.first)
+        sender_n = self._count(case, changes, refused=case.first)
         reasons = refusal.reasons or (Reason("", refusal.code, refusal.message, refusal.remedy),)
         decision_id = asked.decision_id or self._record.next_id(case)
-        fields, texts = self._written(case, active, asked, "refuse", refusal.code, reasons, decision_id)
+        fields, texts = self._record.decision(
+            case,
+            active,
+            sender_n,
+            "refuse",
+            refusal.code,
+            reasons,
+            decision_id,
+            asked.sight,
+            asked.cached_from,
+            asked.eval_us,
+        )
         return Decided(
             "refuse",
             refusal.code,
@@ -395,34 +426,15 @@ class Admission:
         changed = self.facts.change(case.addressed.envelope.id, case.added, (), self._owners(case))
         return [] if isinstance(changed, Refusal) else changed[1]
 
-    def _written(
-        self,
-        case: Case,
-        active: Active,
-        asked: _Asked,
-        verdict: str,
-        code: str | None,
-        reasons: tuple[Reason, ...],
-        decision_id: str,
-    ) -> tuple[Fields, tuple[bytes, bytes] | None]:
-        return self._record.decision(
-            case,
-            active,
-            self.facts.owner("agent", case.addressed.envelope.sender).n - 1,
-            verdict,
-            code,
-            reasons,
-            decision_id=decision_id,
-            sight=asked.sight,
-            cached_from=asked.cached_from,
-            eval_us=asked.eval_us,
-        )
+    def _count(self, case: Case, changes: list[FactChange], *, sent: bool = False, refused: bool = False) -> int:
+        """The bus's own counters: every decision of a sender, first accepts and first refusals.
 
-    def _count(self, case: Case, changes: list[FactChange], *, sent: bool = False, refused: bool = False) -> None:
-        """The bus's own counters: every decision of a sender, first accepts and first refusals."""
+        Returns the number of this decision among its sender's, from 0.
+        """
         envelope = case.addressed.envelope
         sender = self.facts.owner("agent", envelope.sender)
-        sender.n += 1
+        number = sender.n
+        sender.n = number + 1
         sender.sent += sent
         sender.refused += refused
         sender.pending += 1
@@ -433,6 +445,7 @@ class Admission:
             conversation.refused += refused
             conversation.pending += 1
             changes.append(FactChange("conversation", envelope.conversation, COUNTERS, conversation.counters()))
+        return number
 
 
 class _Held:

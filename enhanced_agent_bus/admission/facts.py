@@ -7,6 +7,7 @@ so that a message that is decided again counts once.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -76,11 +77,11 @@ class FactBook:
 
     def __init__(self, load: Callable[[str, str], Mapping[str, bytes]]) -> None:
         self._load = load
-        self._owners: dict[tuple[str, str], Owner] = {}
+        self._owners: OrderedDict[tuple[str, str], Owner] = OrderedDict()
 
     def forget_all(self) -> None:
         """After a failed write nothing in memory can be trusted."""
-        self._owners = {}
+        self._owners = OrderedDict()
 
     def owner(self, scope: str, name: str, *, fresh: bool = False) -> Owner:
         """The facts of one owner; `fresh` when nobody can have written any yet."""
@@ -94,9 +95,12 @@ class FactBook:
         return owner
 
     def _make_room(self) -> None:
-        old = [key for key, owner in self._owners.items() if not owner.pending]
-        for key in old[: max(1, OWNERS_MAX // 10)]:
-            del self._owners[key]
+        """Lets the oldest go that is on disk, one for one: many at once would keep the garbage collector busy."""
+        for _ in range(len(self._owners)):
+            key, owner = self._owners.popitem(last=False)
+            if not owner.pending:
+                return
+            self._owners[key] = owner
 
     def durable(self, changes: Sequence[FactChange]) -> None:
         """These changes are on disk."""

@@ -6,6 +6,8 @@ there, with absent and null apart and types apart, in full: JSON text, not a Pyt
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -34,7 +36,7 @@ class Reading:
         self.cacheable = loaded.cacheable
         self.whole = () in loaded.read_paths
         paths = [path for path in loaded.read_paths if path]
-        self._envelope = [_OF_ENVELOPE[path] for path in paths if path in _OF_ENVELOPE]
+        self._envelope = _fields([_OF_ENVELOPE[path] for path in paths if path in _OF_ENVELOPE])
         self._sender = [path[1:] for path in paths if path[0] == "sender"]
         self._recipient = [path[1:] for path in paths if path[0] == "recipient"]
         self._payload = [path[2:] for path in paths if path[:2] == ("message", "payload")]
@@ -64,7 +66,7 @@ class Reading:
             return orjson.dumps([sight.document(), payload], option=orjson.OPT_SORT_KEYS)
         addressed = sight.case.addressed
         envelope = addressed.envelope
-        picked: list[Any] = [envelope[index] for index in self._envelope]
+        picked: list[Any] = [self._envelope(envelope)]
         if self._rest:
             document = sight.document()
             for path in self._rest:
@@ -73,12 +75,12 @@ class Reading:
             picked.append(payload)
         for path in self._payload:
             _pick(payload, path, picked)
-        return (
+        key = (
             self._token(addressed.sender)[0]
             + self._token(addressed.recipient)[1]
             + orjson.dumps(picked, option=orjson.OPT_SORT_KEYS)
-            + self.facts_key(sight)
         )
+        return key + self.facts_key(sight) if self._facts else key
 
     def facts_key(self, sight: Sight) -> bytes:
         """The facts that an answer can depend on: unchanged means that the answer still holds."""
@@ -110,6 +112,11 @@ class Reading:
             )
             self._tokens[party] = token
         return token
+
+
+def _fields(indices: list[int]) -> Callable[[Envelope], Any]:
+    """Takes these fields of an envelope, in one step."""
+    return itemgetter(*indices) if indices else lambda _: None
 
 
 def _pick(node: Any, path: Path, into: list[Any]) -> None:

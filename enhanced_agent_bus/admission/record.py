@@ -102,7 +102,6 @@ class Record:
         verdict: str,
         code: str | None,
         reasons: tuple[Reason, ...],
-        *,
         decision_id: str,
         sight: Sight | None,
         cached_from: str | None,

@@ -13,6 +13,8 @@ from enhanced_agent_bus.message import Envelope
 from enhanced_agent_bus.verdict import Party
 
 SALT_BYTES: Final = 32
+_UUID_FIXED: Final = (0xF << 76) | (0b11 << 62)  # version and variant among the 80 bits after the time
+_UUID_7: Final = (0x7 << 76) | (0b10 << 62)
 _POOL_BYTES: Final = 8192  # random bytes are fetched many at a time: one system call costs as much as the hash
 
 
@@ -40,10 +42,10 @@ class Randomness:
 
     def uuid7(self, now_us: int) -> str:
         """A UUIDv7 (RFC 9562 §5.7) of this instant."""
-        time_ms = f"{now_us // 1000:012x}"
-        chance = self.take(10).hex()
-        variant = "89ab"[int(chance[3], 16) & 3]
-        return f"{time_ms[:8]}-{time_ms[8:]}-7{chance[:3]}-{variant}{chance[4:7]}-{chance[7:19]}"
+        chance = int.from_bytes(self.take(10), "big")
+        value = (now_us // 1000 << 80) | (chance & ~_UUID_FIXED) | _UUID_7
+        digits = f"{value:032x}"
+        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 def instant(us: int) -> str:

@@ -76,7 +76,8 @@ class _Watch:
         """Within this, messages leave marks."""
         with (
             replaced(Shape, "check", self._check),
-            replaced(Admission, "judge", self._judge),
+            replaced(Admission, "judge_at_once", self._judge_at_once),
+            replaced(Admission, "judge_asking", self._judge_asking),
             replaced(MemoryLedger, "put", self._put),
             replaced(SqliteLedger, "put", self._put),
         ):
@@ -91,18 +92,27 @@ class _Watch:
 
         return check
 
-    def _judge(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        async def judge(admission: Admission, case: Any) -> Any:
+    def _judge_at_once(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def judge_at_once(admission: Admission, case: Any) -> Any:
             marks = _sending.get()
             if marks is None:
-                return await real(admission, case)
+                return real(admission, case)
             marks.note("find and seal")
             self.marks[case.addressed.envelope.id] = marks
-            decided = await real(admission, case)
+            decided = real(admission, case)
             marks.note("judge")
             return decided
 
-        return judge
+        return judge_at_once
+
+    def _judge_asking(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        async def judge_asking(admission: Admission, case: Any) -> Any:
+            decided = await real(admission, case)
+            if (marks := _sending.get()) is not None:
+                marks.note("judge")
+            return decided
+
+        return judge_asking
 
     def _put(self, real: Callable[..., Any]) -> Callable[..., Any]:
         def put(ledger: object, entry: Entry) -> None:

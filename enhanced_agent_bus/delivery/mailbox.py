@@ -88,7 +88,8 @@ class Mailbox(Generic[T]):
     def release(self) -> None:
         """Gives a place back."""
         self._taken -= 1
-        self._hand_on()
+        if self._waiting:
+            self._hand_on()
 
     def _hand_on(self) -> None:
         while self._waiting and self._taken < self._limit:
@@ -102,7 +103,8 @@ class Mailbox(Generic[T]):
         self._arrivals += 1
         self._levels[priority].append((self._arrivals, item))
         self._ready += 1
-        self._wake_one()
+        if self._takers:
+            self._wake_one()
 
     async def take(self) -> T:
         """The next message to start."""

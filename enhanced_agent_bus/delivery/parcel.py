@@ -55,10 +55,11 @@ class Parcel:
     def settle(self, outcome: Outcome) -> None:
         """Tells everyone who waits for the end."""
         self.outcome = outcome
-        for waiter in self.waiters:
-            if not waiter.done():
-                waiter.set_result(outcome)
-        self.waiters = ()
+        if self.waiters:
+            for waiter in self.waiters:
+                if not waiter.done():
+                    waiter.set_result(outcome)
+            self.waiters = ()
 
     def keep(self) -> None:
         """Tells everyone who waits that the end comes in another process, if it comes."""

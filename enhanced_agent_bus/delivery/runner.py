@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from contextvars import copy_context
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -46,23 +46,32 @@ class Overtaken:
     """The handler did not start: while it waited for a thread, what allowed it went out of force."""
 
 
+class Threads(NamedTuple):
+    """Where a plain `def` runs, and what it asks before it starts: whether it is still allowed to."""
+
+    pool: Executor
+    still: Callable[[], bool]
+
+
 class _Late(Exception):
     """How a thread says that it did not start; see Overtaken."""
 
 
 class Alarm:
-    """A deadline for one worker's current handler, cheap to set: one timer serves many short runs."""
+    """A deadline for one worker's current handler, cheap to set: one timer serves many short runs.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    `task` is the worker: the alarm cancels what it does.
+    """
+
+    def __init__(self, task: asyncio.Task[Any]) -> None:
+        self._loop = task.get_loop()
+        self._task = task
         self._timer: asyncio.TimerHandle | None = None
         self._until: float | None = None
-        self._task: asyncio.Task[Any] | None = None
         self.rung = False
 
     def start(self, seconds: float) -> None:
         until = self._until = self._loop.time() + seconds
-        self._task = asyncio.current_task()
         self.rung = False
         if self._timer is None or self._timer.when() > until:
             if self._timer is not None:
@@ -80,7 +89,7 @@ class Alarm:
 
     def _ring(self) -> None:
         self._timer = None
-        if self._until is None or self._task is None:
+        if self._until is None:
             return
         if self._loop.time() < self._until:
             self._timer = self._loop.call_at(self._until, self._ring)
@@ -116,14 +125,12 @@ async def run(
     handler: Handler,
     message: Message,
     *,
-    on_loop: bool,
     model: type[BaseModel] | None,
     seconds: float,
     alarm: Alarm,
-    threads: Executor,
-    still: Callable[[], bool],
+    threads: Threads | None,
 ) -> Returned | Failed | Overtaken:
-    """One attempt. Only a cancellation from outside passes through. A thread asks `still` before it starts."""
+    """One attempt, on the loop or in a thread. Only a cancellation from outside passes through."""
     if model is not None:
         try:
             message = message.carrying(model.model_validate(message.payload))
@@ -133,12 +140,12 @@ async def run(
             return _failed(error)
     alarm.start(seconds)
     try:
-        if on_loop:
+        if threads is None:
             value = await handler(message)
         else:
             context = copy_context()
-            started = partial(context.run, _called, handler, message, still)
-            value = await asyncio.get_running_loop().run_in_executor(threads, started)
+            started = partial(context.run, _called, handler, message, threads.still)
+            value = await asyncio.get_running_loop().run_in_executor(threads.pool, started)
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is not None and task.cancelling() > alarm.rung:  # by somebody else than the alarm

@@ -17,10 +17,11 @@ from enhanced_agent_bus.ports import AgentRow, Clock, Entry, FactChange, Move, O
 from enhanced_agent_bus.verdict import Recorded
 
 #: The oldest record goes when there are more.
-RECORDS_MAX: Final = 1_000
+RECORDS_MAX: Final = 256
 #: The message that ended first is forgotten when there are more; dead letters, and those whose id the sender gave (so
-#: that it is known when it comes again), are counted apart, the same way. Small, so that it stays in the CPU's cache.
-ENDED_MAX: Final = 1_000
+#: that it is known when it comes again), are counted apart, the same way. Small, so that what was kept is let go
+#: before the collector of cyclic garbage has walked over it, and stays in the CPU's cache.
+ENDED_MAX: Final = 256
 KEPT_MAX: Final = 10_000
 #: Conversations of which nothing is known but how often something was sent.
 CONVERSATIONS_MAX: Final = 10_000
@@ -146,7 +147,7 @@ class MemoryLedger:
         if len(self._conversations) > CONVERSATIONS_MAX:
             oldest = self._conversations.popleft()
             facts = self._facts.get(("conversation", oldest), {})
-            if set(facts) <= {""}:
+            if not facts or (len(facts) == 1 and "" in facts):
                 self._facts.pop(("conversation", oldest), None)
             else:
                 self._conversations.append(oldest)

@@ -346,7 +346,7 @@ class Store:
     def _put_rare(self, entry: Entry) -> None:
         if entry.agent is not None:
             self._db.execute(sql.PUT_AGENT, rows.agent_row(entry.agent))
-        for setting in entry.settings.items():
+        for setting in (entry.settings or {}).items():
             self._db.execute(sql.PUT_SETTING, setting)
 
     def _many(self, statements: Mapping[int, str], values: list[Any], width: int) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from enhanced_agent_bus import faultpoints
 from enhanced_agent_bus.delivery.parcel import Parcel
-from enhanced_agent_bus.delivery.runner import Alarm, Failed, Overtaken, run
+from enhanced_agent_bus.delivery.runner import Alarm, Failed, Overtaken, Threads, run
 from enhanced_agent_bus.message import Message
 from enhanced_agent_bus.road.desk import Desk, Handling, Post, handling_now
 from enhanced_agent_bus.road.endings import Endings
@@ -51,9 +51,9 @@ class Carriage:
             )
 
     async def _work(self, post: Post) -> None:
-        alarm = Alarm(asyncio.get_running_loop())
         task = asyncio.current_task()
         assert task is not None
+        alarm = Alarm(task)
         turns = 0
         try:
             while task in post.workers and not task.cancelling():
@@ -103,22 +103,14 @@ class Carriage:
         parcel.recorded = None  # a ticket is good for one run
         parcel.attempts += 1
         message = Message(parcel.envelope, attempt=parcel.attempts, constitution=recorded.admitted.constitution)
-        seconds = _seconds(recorded.admitted, post.seconds)
+        seconds = _seconds(recorded.admitted, post.seconds) if recorded.admitted.obligations else post.seconds
+        threads = None if post.on_loop else Threads(self._desk.threads, partial(self._still, message.constitution))
         started = self._desk.clock.monotonic()
         handling = Handling(parcel)
         token = handling_now.set(handling)
         try:
             faultpoints.hit("dispatch.before_handler")
-            result = await run(
-                handler,
-                message,
-                on_loop=post.on_loop,
-                model=post.model,
-                seconds=seconds,
-                alarm=alarm,
-                threads=self._desk.threads,
-                still=partial(self._still, message.constitution),
-            )
+            result = await run(handler, message, model=post.model, seconds=seconds, alarm=alarm, threads=threads)
             faultpoints.hit("handler.after_return")
         except OSError as error:  # only a fault point raises here
             result = Failed("handler_failed", type(error).__name__, str(error))

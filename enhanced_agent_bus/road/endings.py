@@ -48,10 +48,10 @@ class Endings:
         facts: Sequence[FactChange] = (),
     ) -> Written:
         """Records how a message ended; who waits for it is told once that is durable."""
-        parcel.stop_timer()
+        if parcel.timer is not None:
+            parcel.stop_timer()
         parcel.recorded = None
-        post = self._desk.posts.get(parcel.envelope.recipient)
-        if post is not None and parcel.state in ("queued", "parked"):
+        if parcel.state in ("queued", "parked") and (post := self._desk.posts.get(parcel.envelope.recipient)):
             post.mailbox.remove(parcel)
         outcome = Outcome(state, parcel.attempts, code, parcel.reply)  # type: ignore[arg-type]
         parcel.ending = True
@@ -118,8 +118,10 @@ class Endings:
         self._desk.rising.discard(parcel.envelope.id)
         if self._desk.live.pop(parcel.envelope.id, None) is not None and parcel.placed:
             self._desk.post(parcel.envelope.recipient).mailbox.release()
-        self.delivered += state == "delivered"
-        self.dead_lettered += state == "dead_lettered"
+        if state == "delivered":
+            self.delivered += 1
+        elif state == "dead_lettered":
+            self.dead_lettered += 1
         if parcel.replier is not None and not parcel.replier.done() and parcel.placed:
             code = outcome.code or ("no_reply" if state == "delivered" else state)
             parcel.replier.set_exception(

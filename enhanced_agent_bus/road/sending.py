@@ -110,14 +110,15 @@ class Sending:
         shaped = self._desk.shape.check(draft)
         if isinstance(shaped, Refusal):
             return await self.turn_away(message_id, sender, NOBODY, topic, draft, shaped)
-        found = await self._find(sender, to, capability, shaped)
-        if isinstance(found, tuple):
-            return await self.turn_away(message_id, sender, found[1] or NOBODY, topic, draft, found[0], shaped)
+        found = self._find(sender, to, capability)
+        if isinstance(found, Party) and not self._desk.post(found.id).mailbox.reserve():
+            found = await self._find_place(sender, to, capability, shaped)
+        if not isinstance(found, Party):
+            return await self.turn_away(message_id, sender, found[1], topic, draft, found[0], shaped)
         post = self._desk.post(found.id)
         accepted = False
         try:
-            misfit = misfits(post.model, shaped.body)
-            if misfit:
+            if post.model is not None and (misfit := misfits(post.model, shaped.body)):
                 if sender.tenant != found.tenant:
                     misfit = "its tenant can say why"  # nobody has decided yet that this sender may know more
                 refusal = Refusal("malformed", f"{found.id} does not take this payload: {misfit}", "send what it takes")
@@ -127,9 +128,9 @@ class Sending:
                     self._desk.require_open()
             try:
                 case, parcel = self.addressed(message_id, sender, found, topic, shaped, replier)
-                decided = await self._desk.admission.judge(case)
-                if decided.verdict != "refuse":
-                    accepted = True
+                admission = self._desk.admission
+                decided = admission.judge_at_once(case) or await admission.judge_asking(case)
+                accepted = decided.verdict != "refuse"
                 written = self.record(parcel, decided, post)
                 seq = written.seq if written.seq >= 0 else await written.wait()
             finally:
@@ -141,28 +142,29 @@ class Sending:
             return receipt_of(case.addressed.envelope, decided, seq, None), None
         return receipt_of(case.addressed.envelope, decided, seq, partial(self._endings.outcome_of, parcel)), parcel
 
-    async def _find(
+    def _find(self, sender: Party, to: str | None, capability: str | None) -> Party | tuple[Refusal, Party]:
+        """The recipient; or why there is none, and who it would have been."""
+        if self._desk.registry.live(sender.id) is not sender:
+            return Refusal("sender_unregistered", f"{sender.id} is not registered", "register it again"), NOBODY
+        found = self._desk.router.find(to) if capability is None else self._desk.router.capable(sender, capability)
+        return (found, NOBODY) if isinstance(found, Refusal) else found
+
+    async def _find_place(
         self, sender: Party, to: str | None, capability: str | None, shaped: Shaped
-    ) -> Party | tuple[Refusal, Party | None]:
-        """The recipient, with a place in its mailbox reserved."""
+    ) -> Party | tuple[Refusal, Party]:
+        """The recipient, with a place in its mailbox reserved that was full just now."""
         deadline = self._desk.clock.monotonic() + shaped.expires_seconds
         while True:
-            if self._desk.registry.live(sender.id) is not sender:
-                return Refusal("sender_unregistered", f"{sender.id} is not registered", "register it again"), None
-            found = self._desk.router.find(to) if capability is None else self._desk.router.capable(sender, capability)
-            if isinstance(found, Refusal):
-                return found, None
+            found = self._find(sender, to, capability)
+            if not isinstance(found, Party):
+                return found
             post = self._desk.post(found.id)
             if post.mailbox.reserve():
                 return found
-            full = Refusal(
-                "queue_full",
-                f"the mailbox of {found.id} has no place",
-                "send again later, or more slowly",
-            )
             handling = handling_now.get()
             if post.when_full == "refuse" or post.handler is None or (handling is not None and not handling.over):
-                return full, found
+                full = f"the mailbox of {found.id} has no place"
+                return Refusal("queue_full", full, "send again later, or more slowly"), found
             if not await post.mailbox.wait_for_place(deadline - self._desk.clock.monotonic()):
                 self._desk.require_open()
                 return Refusal("expired", f"no place in the mailbox of {found.id} in time", "send again later"), found

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from enhanced_agent_bus.admission.chain import Active
 from enhanced_agent_bus.admission.facts import FactBook
-from enhanced_agent_bus.admission.reading import Reading
 from enhanced_agent_bus.admission.seal import seal
 from enhanced_agent_bus.admission.sight import Case, Sight
 from enhanced_agent_bus.ports import AgentRow, Loaded
@@ -26,7 +25,7 @@ def active(*paths: str) -> Active:
     """A constitution that reads these paths; "input" is the whole."""
     read_paths = tuple(tuple(path.split(".")[1:]) for path in paths)
     loaded = Loaded("d" * 64, 1, "t", None, False, ("r",), read_paths, True, False, "folder")  # noqa: FBT003 - a row
-    return Active(loaded, Reading(loaded))
+    return Active(loaded)
 
 
 def agent(agent_id: str, tenant: str = "acme", *roles: str) -> Any:

@@ -12,7 +12,17 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from enhanced_agent_bus.delivery.runner import Alarm, Failed, Handler, Overtaken, Returned, is_async, misfits, run
+from enhanced_agent_bus.delivery.runner import (
+    Alarm,
+    Failed,
+    Handler,
+    Overtaken,
+    Returned,
+    Threads,
+    is_async,
+    misfits,
+    run,
+)
 from enhanced_agent_bus.message import Message
 from tests.entries import envelope
 
@@ -25,34 +35,34 @@ class Trip(BaseModel):
 
 
 class Run:
-    """Runs handlers as a worker does, one alarm for all."""
+    """Runs handlers as a worker does."""
 
     def __init__(self, threads: ThreadPoolExecutor) -> None:
         self.threads = threads
-        self.alarm = Alarm(asyncio.get_running_loop())
 
     async def __call__(
         self, handler: Handler, *, seconds: float = 20, model: type[BaseModel] | None = None, still: bool = True
     ) -> Returned | Failed | Overtaken:
-        return await run(
-            handler,
-            Message(envelope(7)),
-            on_loop=is_async(handler),
-            model=model,
-            seconds=seconds,
-            alarm=self.alarm,
-            threads=self.threads,
-            still=lambda: still,
-        )
+        threads = None if is_async(handler) else Threads(self.threads, lambda: still)
+        alarm = Alarm(this_task())
+        try:
+            return await run(handler, Message(envelope(7)), model=model, seconds=seconds, alarm=alarm, threads=threads)
+        finally:
+            alarm.close()
+
+
+def this_task() -> asyncio.Task[Any]:
+    """The task that runs the test."""
+    task = asyncio.current_task()
+    assert task is not None
+    return task
 
 
 @pytest.fixture
 async def attempt() -> AsyncIterator[Run]:
     """Runs one handler after the other, as a worker does."""
     with ThreadPoolExecutor(2) as threads:
-        runner = Run(threads)
-        yield runner
-        runner.alarm.close()
+        yield Run(threads)
 
 
 async def test_what_a_handler_returns(attempt: Run) -> None:
@@ -228,7 +238,7 @@ def test_a_misfit_is_told_without_the_values() -> None:
 async def test_one_timer_serves_many_runs() -> None:
     """An alarm that was stopped does not ring, and one that was set again rings at the later time."""
     loop = asyncio.get_running_loop()
-    alarm = Alarm(loop)
+    alarm = Alarm(this_task())
     alarm.start(0.01)
     alarm.stop()
     await asyncio.sleep(0.03)
@@ -239,7 +249,5 @@ async def test_one_timer_serves_many_runs() -> None:
         await asyncio.sleep(5)
     assert alarm.rung
     assert loop.time() - start >= 0.1
-    task = asyncio.current_task()
-    assert task is not None
-    task.uncancel()
+    this_task().uncancel()
     alarm.close()
