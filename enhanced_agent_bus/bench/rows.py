@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from enhanced_agent_bus.bench import decisions, growth, logs, peers, sends, workload
+from enhanced_agent_bus.bench import decisions, growth, logs, neighbours, peers, sends, workload
 from enhanced_agent_bus.bench.figures import Figure, machine
 from enhanced_agent_bus.bench.house import QUICK, Scale
 from enhanced_agent_bus.bench.stations import stations
@@ -23,6 +23,7 @@ ROWS: Final[dict[str, Row]] = {
     "durable_request": sends.durable_request,
     "decision": decisions.decision,
     "cache": decisions.cache,
+    "bombs": neighbours.bombs,
     "start": decisions.start,
     "log": logs.log,
     "peers": peers.peers,

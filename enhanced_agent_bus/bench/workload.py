@@ -92,6 +92,12 @@ personal_fields contains name if {
 }
 """
 
+MANIFEST: Final[dict[str, Any]] = {
+    "revision": "1",
+    "roots": ["bus"],
+    "rego_version": 1,
+    "metadata": {"eab": {"name": "bench", "not_after": None}},
+}
 MAIN: Final = """package bus
 
 import rego.v1
@@ -253,24 +259,19 @@ def write_constitution(folder: Path, *, agents: int = AGENTS, rules: int = 1, re
     profiles = directory(agents).values()
     listed = {one.id: {"status": "active" if one.active else "suspended", "roles": one.roles} for one in profiles}
     data: dict[str, Any] = {"agents": listed, "roles": ROLES, "grants": GRANTS, "personal": PERSONAL}
-    manifest = {
-        "revision": str(revision),
-        "roots": ["bus"],
-        "rego_version": 1,
-        "metadata": {"eab": {"name": "bench", "not_after": None}},
-    }
-    _write(folder / ".manifest", json.dumps(manifest))
-    _write(folder / "bus" / "main.rego", MAIN)
-    _write(folder / "bus" / "manifest" / "data.json", json.dumps({"rules": names}))
-    _write(folder / "bus" / "rules" / "authz" / "authz.rego", AUTHZ)
-    _write(folder / "bus" / "rules" / "authz" / "data.json", json.dumps(data))
+    write(folder / ".manifest", json.dumps({**MANIFEST, "revision": str(revision)}))
+    write(folder / "bus" / "main.rego", MAIN)
+    write(folder / "bus" / "manifest" / "data.json", json.dumps({"rules": names}))
+    write(folder / "bus" / "rules" / "authz" / "authz.rego", AUTHZ)
+    write(folder / "bus" / "rules" / "authz" / "data.json", json.dumps(data))
     for name in names[1:]:
         rule = folder / "bus" / "rules" / name
-        _write(rule / f"{name}.rego", SMALL_RULE.format(name=name))
-        _write(rule / "data.json", json.dumps({"ceiling": 3}))
+        write(rule / f"{name}.rego", SMALL_RULE.format(name=name))
+        write(rule / "data.json", json.dumps({"ceiling": 3}))
     return folder
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
+    """Writes one file of a constitution, and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
