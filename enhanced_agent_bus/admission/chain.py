@@ -151,7 +151,14 @@ class Admission:
             refusal = self._constitution_gate(case.addressed.sender, active)
         if refusal is not None:
             return self._refuse(case, active, refusal, _Asked(refusal))
-        return None if self._gates else self._known(case, active, self._look(case, active))
+        if self._gates:
+            return None
+        sight = self._look(case, active)
+        key = self._key(sight) if active.reading.cacheable else None
+        decided = self._known(sight, key)
+        if decided is None:
+            case.look = (sight, key)
+        return decided
 
     async def judge_asking(self, case: Case) -> Decided:
         """The decision that could not be given at once: gates first, then the policy."""
@@ -160,12 +167,12 @@ class Admission:
             return self._refuse(case, self.active, refusal, _Asked(refusal))
         return await self._policy_gate(case)
 
-    def _known(self, case: Case, active: Active, sight: Sight, key: bytes | None = None) -> Decided | None:
+    def _known(self, sight: Sight, key: bytes | None) -> Decided | None:
         """The decision, where the same was asked before."""
-        if not active.reading.cacheable:
+        if key is None:
             return None
-        found = self._cache.get(active.digest, key or self._key(sight))
-        return self._conclude(case, active, _Asked(found[0], sight, found[1])) if found is not None else None
+        found = self._cache.get(sight.active.digest, key)
+        return self._conclude(sight.case, sight.active, _Asked(found[0], sight, found[1])) if found else None
 
     def _constitution_gate(self, sender: Party, active: Active) -> Refusal | None:
         agreed = sender.constitution
@@ -211,11 +218,15 @@ class Admission:
             refusal = self._constitution_gate(case.addressed.sender, active)
             if refusal is not None:
                 return self._refuse(case, active, refusal, _Asked(refusal))
-            sight = self._look(case, active)
-            key = self._key(sight) if active.reading.cacheable else None
-            decided = self._known(case, active, sight, key)
-            if decided is not None:
-                return decided
+            look, case.look = case.look, None
+            if look is None or look[0].active is not active:
+                sight = self._look(case, active)
+                key = self._key(sight) if active.reading.cacheable else None
+                decided = self._known(sight, key)
+                if decided is not None:
+                    return decided
+            else:  # the cache was asked a moment ago
+                sight, key = look
             asked = await self._evaluated(sight, key, deadline)
             if active is self.active and self._still_true(asked):
                 self._keep(active, asked)
