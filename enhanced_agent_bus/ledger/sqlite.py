@@ -170,10 +170,11 @@ class SqliteLedger:
 def _tell(entry: Entry, seq: int, error: BusError | None) -> None:
     if error is None and entry.admitted is not None:
         entry.recorded = Recorded(entry.admitted, seq)
-    if entry.done is None:
+    done, entry.done = entry.done, None  # what it is bound to often holds the entry: a circle for the collector
+    if done is None:
         return
     try:
-        entry.done(seq, error)
+        done(seq, error)
     except Exception as broken:  # noqa: BLE001 - as asyncio does: one caller's bug must not cost the others their answer
         asyncio.get_running_loop().call_exception_handler({"message": "Entry.done raised", "exception": broken})
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import re
+import weakref
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +78,31 @@ async def test_ticket_is_made_when_the_allow_is_durable(ledger: Ledger) -> None:
     seq, _ = await put_all(ledger, [entry, other])
     assert entry.recorded == Recorded(entry.admitted, seq)
     assert other.recorded is None
+
+
+async def test_what_was_told_is_let_go(ledger: Ledger) -> None:
+    """A `done` that holds its own entry leaves nothing behind for the collector of cyclic garbage."""
+    told = asyncio.Event()
+
+    class Held:
+        """Something that a caller binds to `done`."""
+
+    def done(_held: Held, _entry: Entry, _seq: int, _error: BusError | None) -> None:
+        told.set()
+
+    held, entry = Held(), decision(1)
+    entry.done = partial(done, held, entry)
+    left = weakref.ref(held)
+    del held
+    gc.disable()
+    try:
+        ledger.put(entry)
+        await told.wait()
+        await put_all(ledger, [decision(2)])
+        del entry
+        assert left() is None
+    finally:
+        gc.enable()
 
 
 async def test_words_that_stand_apart_are_read_back(ledger: Ledger) -> None:
