@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/open-policy-agent/opa/v1/metrics"
 	"github.com/open-policy-agent/opa/v1/rego"
 	"github.com/open-policy-agent/opa/v1/topdown"
 )
@@ -84,14 +85,15 @@ func (s *server) decide(a *ask) {
 
 // evaluate asks data.bus.decision; nothing but a timeout, an error or the one value comes back (nil: undefined).
 func (c *constitution) evaluate(input []byte, left time.Duration, options ...rego.EvalOption) ([]byte, *failure) {
-	value, err := parseInput(input)
+	value, err := parseInput(input, c.wanted)
 	if err != nil {
 		return nil, &failure{Code: "policy_malformed", Message: "the input is not JSON: " + err.Error()}
 	}
-	cancel := topdown.NewCancel()
-	timer := time.AfterFunc(left, cancel.Cancel)
-	defer timer.Stop()
-	options = append(options, rego.EvalParsedInput(value), rego.EvalExternalCancel(cancel), rego.EvalTransaction(c.txn))
+	deadline := c.deadlines.start(left)
+	defer c.deadlines.end(deadline)
+	options = append(options,
+		rego.EvalParsedInput(value), rego.EvalExternalCancel(deadline), rego.EvalTransaction(c.txn),
+		rego.EvalBaseCache(c.base), rego.EvalMetrics(metrics.NoOp()))
 	results, err := c.query.Eval(context.Background(), options...)
 	switch {
 	case topdown.IsCancel(err):

@@ -62,7 +62,7 @@ func (s *server) explain(r request) (any, error) {
 	if law == nil {
 		return nil, &failure{Code: "unknown_digest", Message: "no constitution " + r.Digest + " is loaded here"}
 	}
-	input, err := parseInput(r.Input)
+	input, err := parseInput(r.Input, nil)
 	if err != nil {
 		return nil, &failure{Code: "policy_malformed", Message: "the input is not JSON: " + err.Error()}
 	}

@@ -17,7 +17,7 @@ func FuzzInputIsReadAsOPAReadsIt(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, text []byte) {
-		got, err := parseInput(text)
+		got, err := parseInput(text, nil)
 		if err != nil {
 			return
 		}
@@ -29,6 +29,65 @@ func FuzzInputIsReadAsOPAReadsIt(f *testing.F) {
 			t.Fatalf("%q was read as %v, and OPA reads %v", text, got, want)
 		}
 	})
+}
+
+// Whatever is wanted of it, the same inputs are taken, and at the wanted paths they have the same values.
+func FuzzInputHasWhatIsWanted(f *testing.F) {
+	for _, seed := range []string{
+		`{"a": {"b": 1, "c": [{"b": 2}], "d": {}}, "b": {"a": "x"}}`, `{"a": [1, {"b": 2}], "b": 007}`, `{"c": {"a": 1, "a": 2}}`,
+		`{"a": {"b": {"c": 1}}, "z": "\ud800", "y": "\x"}`, `{"a": 1, "a": 2}`, `{"a": {"b"`, `[{"a": 1}]`, `"a"`, `1000`, `{"c": [1,]}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	several := [][][]string{{}, {{}}, {{"a"}}, {{"a", "b"}}, {{"a", "b", "c"}, {"a", "d"}, {"b"}}, {{"é"}, {"z", "a"}}}
+	f.Fuzz(func(t *testing.T, text []byte) {
+		whole, err := parseInput(text, nil)
+		for _, paths := range several {
+			got, gotErr := parseInput(text, wantedOf(paths))
+			if (err == nil) != (gotErr == nil) {
+				t.Fatalf("%q, wanted %q: %v, and as a whole: %v", text, paths, gotErr, err)
+			}
+			if err != nil {
+				continue
+			}
+			for _, path := range paths {
+				if have, want := at(got, path), at(whole, path); have != want {
+					t.Fatalf("%q has %s at %q and is read as %s", text, want, path, have)
+				}
+			}
+		}
+	})
+}
+
+// at is the value at a path as text, "" when there is none.
+func at(value ast.Value, path []string) string {
+	var ref ast.Ref
+	for _, name := range path {
+		ref = append(ref, ast.StringTerm(name))
+	}
+	found, err := value.Find(ref)
+	if err != nil {
+		return ""
+	}
+	return found.String()
+}
+
+func TestInputHasNothingThatIsNotWanted(t *testing.T) {
+	text := `{"a": {"b": [1, {"c": 2}], "c": 3}, "b": {"d": 4, "e": {"f": 5}}, "c": "6"}`
+	for _, c := range []struct {
+		paths [][]string
+		want  string
+	}{
+		{[][]string{}, `{}`},
+		{[][]string{{}}, text},
+		{[][]string{{"a", "b"}, {"b", "e"}}, `{"a": {"b": [1, {"c": 2}]}, "b": {"e": {"f": 5}}}`},
+		{[][]string{{"a", "b", "c"}, {"b", "x"}, {"c", "x"}}, `{"a": {"b": [1, {"c": 2}]}, "b": {}, "c": "6"}`},
+	} {
+		got, err := parseInput([]byte(text), wantedOf(c.paths))
+		if err != nil || got.Compare(ast.MustParseTerm(c.want).Value) != 0 {
+			t.Errorf("wanted %q: %v, %v", c.paths, got, err)
+		}
+	}
 }
 
 func TestInputTakesJSONOnly(t *testing.T) {
@@ -51,7 +110,7 @@ func TestInputTakesJSONOnly(t *testing.T) {
 		"\"\xff\"": false,
 		strings.Repeat("[", 100) + "1" + strings.Repeat("]", 100): true,
 	} {
-		if _, err := parseInput([]byte(text)); (err == nil) != ok {
+		if _, err := parseInput([]byte(text), nil); (err == nil) != ok {
 			t.Errorf("%.40q: %v", text, err)
 		}
 	}

@@ -28,7 +28,7 @@ const (
 
 var decisionRef = ast.MustParseRef("data.bus.decision")
 
-// constitution is a source that has passed every check but its tests, ready to decide. It never changes.
+// constitution is a source that has passed every check but its tests, ready to decide. What it decides by never changes.
 type constitution struct {
 	src       *source
 	manifest  manifest
@@ -39,9 +39,12 @@ type constitution struct {
 	schemas   *ast.SchemaSet
 	compiler  *ast.Compiler
 	reads     reads
+	wanted    wanted // of an input; nil: all of it
 	store     storage.Store
+	base      *baseData
 	txn       storage.Transaction // open for reading as long as the constitution lives: nothing ever writes
 	query     rego.PreparedEvalQuery
+	deadlines deadlines
 	dataFiles []string
 }
 
@@ -97,6 +100,9 @@ func compileConstitution(src *source) (*constitution, []problem) {
 	}
 	c.checkDataRefs(r)
 	c.reads = findReads(c.compiler, src)
+	if c.reads.cacheable {
+		c.wanted = wantedOf(c.reads.paths)
+	}
 	if len(r.problems) == 0 {
 		c.prepare(r)
 	}
@@ -271,6 +277,7 @@ func (c *constitution) compile(r *report) {
 	}
 	// Values are kept as OPA's own, so that a read during an evaluation converts nothing.
 	c.store = inmem.NewFromASTObject(object.(ast.Object))
+	c.base = &baseData{root: object.(ast.Object)}
 	ctx := context.Background()
 	if c.txn, err = c.store.NewTransaction(ctx); err != nil {
 		r.add(problem{Message: err.Error(), Hint: "see the message"})

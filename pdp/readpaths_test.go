@@ -97,7 +97,8 @@ any_null if {
 }
 `
 
-// Two inputs that agree at the paths that a policy reads get one decision: this is what a cache relies on.
+// Two inputs that agree at the paths that a policy reads get one decision: this is what a cache relies on. And an input
+// that has nothing else gets the decision of the whole: this is what reading only a part of an input relies on.
 func TestInputsThatAgreeAtTheReadPathsGetOneDecision(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
@@ -123,10 +124,13 @@ func TestInputsThatAgreeAtTheReadPathsGetOneDecision(t *testing.T) {
 				}
 			}
 			input := fmt.Sprintf(`{"message": {"id": "m", "payload": {%s}}}`, strings.Join(fields, ", "))
-			decision, fail := c.evaluate([]byte(input), time.Minute)
-			answer := string(decision)
-			if fail != nil {
-				answer = fail.Code
+			wanted := c.wanted
+			part := answerOf(c, input)
+			c.wanted = nil
+			answer := answerOf(c, input)
+			c.wanted = wanted
+			if part != answer {
+				t.Fatalf("%s\nreads %q\n%s: %s, and as a whole %s", rule.String(), c.reads.paths, input, part, answer)
 			}
 			key := projection(t, input, c.reads.paths)
 			if before, known := answers[key]; known && before[1] != answer {
@@ -134,6 +138,28 @@ func TestInputsThatAgreeAtTheReadPathsGetOneDecision(t *testing.T) {
 			}
 			answers[key] = [2]string{input, answer}
 		}
+	}
+}
+
+func answerOf(c *constitution, input string) string {
+	decision, fail := c.evaluate([]byte(input), time.Minute)
+	if fail != nil {
+		return fail.Code
+	}
+	return string(decision)
+}
+
+// A policy that replaces its input is given all of it.
+func TestAnInputThatIsReplacedIsReadAsAWhole(t *testing.T) {
+	c := compiled(t, map[string]string{
+		"bus/rules/one/one.rego": "package bus.rules.one\n\ndefault admit := false\n\nadmit if inside with input.sender as {\"id\": \"x\"}\n\n" +
+			"inside if {\n\tinput.sender.id == \"x\"\n\tinput.message.payload.a == 1\n}\n",
+	})
+	if c.wanted != nil {
+		t.Errorf("only %v is read", c.wanted)
+	}
+	if answer := answerOf(c, `{"message": {"payload": {"a": 1}}}`); answer != `{"allow":true}` {
+		t.Errorf("got %s", answer)
 	}
 }
 
