@@ -15,6 +15,7 @@ __all__ = [
     "ConfigInvalid",
     "ConstitutionRejected",
     "DeadLetter",
+    "Deliberated",
     "Drained",
     "EngineMissing",
     "Fact",
@@ -60,6 +61,7 @@ if _typing.TYPE_CHECKING:
         Activation,
         AgentInfo,
         DeadLetter,
+        Deliberated,
         Drained,
         Fact,
         Outcome,
@@ -77,7 +79,8 @@ else:  # At run time each name is imported when it is first asked for (PEP 562):
         *("EngineMissing", "NotDelivered", "Refused", "RequestTimeout", "StoreCorrupt", "StoreLocked"),
     )
     _OUTCOMES = (
-        *("Activation", "AgentInfo", "DeadLetter", "Drained", "Fact", "Outcome", "Receipt", "Status", "Waiting"),
+        *("Activation", "AgentInfo", "DeadLetter", "Deliberated", "Drained", "Fact", "Outcome", "Receipt", "Status"),
+        "Waiting",
     )
     _MODULES = {
         "Agent": "agent",

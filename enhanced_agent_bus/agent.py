@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from enhanced_agent_bus.message import Message, Priority
-from enhanced_agent_bus.outcome import Receipt
+from enhanced_agent_bus.outcome import Deliberated, Receipt
 
 if TYPE_CHECKING:
     from enhanced_agent_bus.bus import AgentBus
@@ -112,6 +112,18 @@ class Agent:
         """Sends to every subscriber of a topic of the tenant: a message, a decision and a receipt for each."""
         draft = Draft(payload, type, priority, id, conversation, cause, headers, expires_in)
         return await self._bus.fan_out(self._party, topic, draft)
+
+    async def approve(self, message_id: str, *, comment: str | None = None) -> Deliberated:
+        """Approves what is held of a message and wants a role of this agent; with the last approval it is decided anew.
+
+        Raises: KeyError, when no such message is held; BusError (approval_refused), when this agent may not approve it;
+        AuditUnavailable; BusClosed. Every attempt is recorded.
+        """
+        return await self._bus.approve(self._party, message_id, comment)
+
+    async def reject(self, message_id: str, *, reason: str) -> Deliberated:
+        """Ends a held message as refused (approval_rejected). Raises: as `approve` does."""
+        return await self._bus.reject(self._party, message_id, reason)
 
     async def unregister(self) -> None:
         """Ends the registration; what waits for this agent becomes dead letters (handler_absent)."""

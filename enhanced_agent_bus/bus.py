@@ -27,6 +27,7 @@ from enhanced_agent_bus.outcome import (
     Activation,
     AgentInfo,
     DeadLetter,
+    Deliberated,
     Drained,
     Fact,
     Outcome,
@@ -40,6 +41,7 @@ from enhanced_agent_bus.recovery.retry import Retry
 from enhanced_agent_bus.road.asking import Asking
 from enhanced_agent_bus.road.carriage import Carriage
 from enhanced_agent_bus.road.charter import Charter
+from enhanced_agent_bus.road.deliberating import Deliberating
 from enhanced_agent_bus.road.desk import Desk, handling_now
 from enhanced_agent_bus.road.endings import Endings
 from enhanced_agent_bus.road.mailroom import Mailroom
@@ -92,6 +94,7 @@ class AgentBus:
         self._sending = Sending(desk, self._endings, self._mailroom, self._rescue)
         self._asking = Asking(desk, self._sending)
         replies = Replies(desk, self._endings, self._rescue, self._sending)
+        self._deliberating = Deliberating(desk, self._endings, self._mailroom, self._rescue)
         self._carriage = Carriage(desk, self._endings, self._mailroom, self._rescue, replies)
         self._closing: asyncio.Task[Drained] | None = None
         self._closers: set[Parcel] = set()  # whose handlers wait for the close that waits for handlers
@@ -353,6 +356,16 @@ class AgentBus:
         """One message a subscriber. For `Agent.publish`."""
         return await self._asking.fan_out(sender, topic, draft)
 
+    async def approve(self, approver: Party, message_id: str, comment: str | None) -> Deliberated:
+        """An approval of what is held. For `Agent.approve`."""
+        self._desk.require_open()
+        return await self._deliberating.approve(approver, message_id, comment)
+
+    async def reject(self, approver: Party, message_id: str, reason: str) -> Deliberated:
+        """A rejection of what is held. For `Agent.reject`."""
+        self._desk.require_open()
+        return await self._deliberating.reject(approver, message_id, reason)
+
     # --- opening and closing ---------------------------------------------------------------------------------------
 
     async def start(self) -> None:
@@ -381,6 +394,8 @@ class AgentBus:
         post.mailbox.occupy()
         self._endings.watch(parcel)
         if stored.state == "held":
+            if self._deliberating.is_released(parcel):  # the last approval was in, and nothing was decided on it
+                self._deliberating.release(parcel)
             return
         wait_us = stored.due_us - self._desk.clock.now_us() if stored.state == "retrying" else 0
         if wait_us > 0:
@@ -432,6 +447,7 @@ class AgentBus:
         for parcel in desk.live.values():
             parcel.stop_timer()
         endings.stop()
+        await self._deliberating.stop()
         await self._carriage.stop(WORKERS_SECONDS_MAX)
         drained = Drained(endings.delivered - delivered, len(desk.live), endings.dead_lettered - dead_lettered)
         fields = {"delivered": drained.delivered, "kept": drained.kept, "dead_lettered": drained.dead_lettered}

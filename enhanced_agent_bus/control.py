@@ -163,6 +163,16 @@ async def _discard(bus: AgentBus, args: Arguments) -> None:
     await bus.discard(args.take("id", str), reason=args.take("reason", str))
 
 
+async def _approve(bus: AgentBus, args: Arguments) -> Json:
+    agent = await bus.agent(args.take("as", str))
+    return plain(await agent.approve(args.take("id", str), comment=args.maybe("comment", str)))
+
+
+async def _reject(bus: AgentBus, args: Arguments) -> Json:
+    agent = await bus.agent(args.take("as", str))
+    return plain(await agent.reject(args.take("id", str), reason=args.take("reason", str)))
+
+
 async def _activate(bus: AgentBus, args: Arguments) -> Json:
     return plain(await bus.activate(Path(args.take("path", str))))
 
@@ -187,6 +197,7 @@ async def _note_access(bus: AgentBus, args: Arguments) -> None:
 OPERATIONS: Final[Mapping[str, Operation]] = {
     "activate": _activate,
     "agents": _agents,
+    "approve": _approve,
     "dead_letters": _dead_letters,
     "discard": _discard,
     "facts": _facts,
@@ -196,6 +207,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "put_fact": _put_fact,
     "queue": _queue,
     "remove_fact": _remove_fact,
+    "reject": _reject,
     "replay": _replay,
     "send": _send,
     "status": _status,

@@ -106,6 +106,19 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class Deliberated:
+    """What became of a held message with an approval or a rejection.
+
+    `missing` has, for each rule that still holds it, how many approvals are not yet in.
+    """
+
+    message_id: str
+    state: ReceiptState
+    code: str | None
+    missing: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Fact:
     """What decisions remembered: a number, or a sorted list of strings, under an owner's key."""
 

@@ -163,6 +163,7 @@ class Move(NamedTuple):
     expires_us: int
     reply_id: str | None
     forget: bool  # remove payload and headers now (store_payloads = false); the salt tells the same content again
+    notes: bytes = b"{}"  # JSON: what it is held for, who has approved, what is redacted
 
 
 class AgentRow(NamedTuple):
@@ -221,6 +222,7 @@ class StoredMessage(NamedTuple):
     reply_id: str | None
     has_content: bool
     expires_us: int  # as renewed by the last replay; the envelope has the first one
+    notes: bytes = b"{}"  # JSON: what it is held for, who has approved, what is redacted
 
 
 class Ledger(Protocol):

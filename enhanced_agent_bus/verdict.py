@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from enhanced_agent_bus.message import Envelope
 
@@ -39,6 +39,24 @@ class Refusal:
     reasons: tuple[Reason, ...] = ()
 
 
+class Approval(NamedTuple):
+    """One agent's yes to what one rule holds of one message, with the roles that it had then."""
+
+    approver: str
+    roles: tuple[str, ...]
+    rule: str
+    at: str  # RFC 3339 UTC
+
+    def document(self) -> dict[str, Any]:
+        """As policies see it (contract §4)."""
+        return {"approver": self.approver, "roles": list(self.roles), "rule": self.rule, "at": self.at}
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Approval:
+        """What `document` made."""
+        return cls(document["approver"], tuple(document["roles"]), document["rule"], document["at"])
+
+
 @dataclass(frozen=True, slots=True)
 class Hold:
     """What a rule wants before it admits: `approvers` agents with one of `roles`, within `expires_seconds`."""
@@ -47,6 +65,24 @@ class Hold:
     approvers: int
     roles: tuple[str, ...]
     expires_seconds: float
+
+    def document(self) -> dict[str, Any]:
+        """As the ledger keeps it."""
+        roles = list(self.roles)
+        return {"rule": self.rule, "approvers": self.approvers, "roles": roles, "expires_in": self.expires_seconds}
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Hold:
+        """What `document` made."""
+        roles = tuple(document["roles"])
+        return cls(document["rule"], document["approvers"], roles, document["expires_in"])
+
+    def missing(self, approvals: Sequence[Approval]) -> int:
+        """How many approvals are not yet in; each agent counts once."""
+        given = {
+            one.approver for one in approvals if one.rule == self.rule and not set(one.roles).isdisjoint(self.roles)
+        }
+        return max(0, self.approvers - len(given))
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ PROMISED: Final = frozenset(
     }
 )  # fmt: skip
 #: What operators' lists are made of.
-LISTED: Final = frozenset({"AgentInfo", "Fact", "Waiting"})
+LISTED: Final = frozenset({"AgentInfo", "Deliberated", "Fact", "Waiting"})
 PUBLIC: Final = sorted(PROMISED | LISTED)
 
 

@@ -69,8 +69,17 @@ class _DeliverOnlyTo(_Shape):
     agent: Text
 
 
+class _Redact(_Shape):
+    type: str
+    path: Annotated[str, Field(max_length=10_000, pattern=r"^(/([^~]|~[01])*)?$")]  # RFC 6901, of the payload
+
+
 #: What this bus can keep, and the form of each.
-OBLIGATIONS: Final[dict[str, type[_Shape]]] = {"handler_timeout": _HandlerTimeout, "deliver_only_to": _DeliverOnlyTo}
+OBLIGATIONS: Final[dict[str, type[_Shape]]] = {
+    "handler_timeout": _HandlerTimeout,
+    "deliver_only_to": _DeliverOnlyTo,
+    "redact": _Redact,
+}
 
 
 class _Document(_Shape):

@@ -336,17 +336,18 @@ class Admission:
             return self._refuse(case, active, denied, asked)
         if answer.obligations and (refusal := _deliver_elsewhere(answer, case.addressed.recipient.id)) is not None:
             return self._refuse(case, active, refusal, asked)
+        hold = answer.hold if any(hold.missing(case.approvals) for hold in answer.hold) else ()
         envelope = case.addressed.envelope
         changed = (
-            self.facts.change(envelope.id, case.added, () if answer.hold else answer.remember, self._owners(case))
+            self.facts.change(envelope.id, case.added, () if hold else answer.remember, self._owners(case))
             if answer.remember or case.added
             else ([], [])
         )
         if isinstance(changed, Refusal):
             return self._refuse(case, active, changed, asked)
         added, changes = changed
-        sender_n = self._count(case, changes, sent=not answer.hold and not case.counted)
-        return self._allow(case, active, asked, answer, sender_n, added, changes)
+        sender_n = self._count(case, changes, sent=not hold and not case.counted)
+        return self._allow(case, active, asked, answer, hold, sender_n, added, changes)
 
     def _allow(
         self,
@@ -354,14 +355,15 @@ class Admission:
         active: Active,
         asked: _Asked,
         answer: Ruling,
+        waits: tuple[Hold, ...],
         sender_n: int,
         added: list[Added],
         changes: list[FactChange],
     ) -> Decided:
-        reasons = tuple(Reason(hold.rule, "hold") for hold in answer.hold) if answer.hold else ()
-        if answer.hold and answer.reasons:
-            reasons = answer.reasons
-        verdict: Literal["allow", "hold"] = "hold" if answer.hold else "allow"
+        reasons: tuple[Reason, ...] = ()
+        if waits:
+            reasons = answer.reasons or tuple(Reason(hold.rule, "hold") for hold in waits)
+        verdict: Literal["allow", "hold"] = "hold" if waits else "allow"
         decision_id = asked.decision_id or self._record.next_id(case)
         fields, texts = self._record.decision(
             case,
@@ -376,7 +378,7 @@ class Admission:
             asked.eval_us,
         )
         admitted = None
-        if not answer.hold:
+        if not waits:
             admitted = Admitted(
                 case.addressed.envelope,
                 case.addressed.recipient,
@@ -397,7 +399,7 @@ class Admission:
             changes,
             added,
             admitted,
-            answer.hold,
+            waits,
         )
 
     def _refuse(self, case: Case, active: Active, refusal: Refusal, asked: _Asked) -> Decided:

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from enhanced_agent_bus.admission.facts import Added, FactBook, scopes
-from enhanced_agent_bus.verdict import Addressed, Refusal
+from enhanced_agent_bus.verdict import Addressed, Approval, Refusal
 
 if TYPE_CHECKING:
     from enhanced_agent_bus.admission.chain import Active
@@ -28,6 +28,7 @@ class Case:
     attempt: int = 1
     previous: str | None = None
     added: Sequence[Added] = ()
+    approvals: Sequence[Approval] = ()
     cause: Mapping[str, Any] | None = None
     first: bool = True  # its first decision: counts in `sent` or `refused`
     counted: bool = False  # it is in `sent` already
@@ -120,7 +121,7 @@ class Sight:
                 "minute": now.minute,
             },
             "facts": self.facts(),
-            "approvals": [],
+            "approvals": [approval.document() for approval in case.approvals],
         }
         if case.cause is not None:
             document["cause"] = case.cause

@@ -18,10 +18,13 @@ from enhanced_agent_bus.audit.verify import open_database
 from enhanced_agent_bus.authoring.documents import Known, Surroundings
 from enhanced_agent_bus.cli.faults import CliError, unknown_id
 from enhanced_agent_bus.cli.session import Json
+from enhanced_agent_bus.deliberation import notes
+from enhanced_agent_bus.deliberation.approvals import view
 from enhanced_agent_bus.errors import StoreCorrupt
 from enhanced_agent_bus.ledger import rows, sql
 from enhanced_agent_bus.outcome import instant_of
 from enhanced_agent_bus.ports import AgentRow, StoredMessage
+from enhanced_agent_bus.verdict import Reason
 
 PAGE_ROWS: Final = 1000
 SHOW_REMEDY: Final = "`eab audit search` finds ids; a message, a decision or a seq can be named"
@@ -184,14 +187,45 @@ def waiting(home: Path, states: Sequence[str]) -> list[dict[str, Json]]:
 def held(home: Path) -> list[dict[str, Json]]:
     """Messages that wait for an approval, with what they wait for. Raises: StoreCorrupt."""
     with database(home) as connection:
-        return [
-            {
-                **_in_words(message),
-                "hold": json.loads(message.holds or b"[]"),
-                "hold_expires": _instant(message.hold_expires_us),
-            }
-            for message in _messages(connection, ["held"])
-        ]
+        found = [(message, notes.read(message)) for message in _messages(connection, ["held"])]
+    return [
+        {
+            **_in_words(message),
+            "hold": [hold.document() for hold in noted.holds],
+            "hold_expires": _instant(noted.hold_expires_us),
+            "approvals": [approval.document() for approval in noted.approvals],
+        }
+        for message, noted in found
+    ]
+
+
+def held_view(home: Path, message_id: str) -> dict[str, Json] | None:
+    """What an approver of a held message is shown; None when no such message is held. Raises: StoreCorrupt."""
+    with database(home) as connection:
+        message = next((one for one in _messages(connection, ["held"]) if one.envelope.id == message_id), None)
+        if message is None:
+            return None
+        noted = notes.read(message)
+        return view(
+            message.envelope,
+            decision_id=message.decision_id,
+            reasons=_reasons(connection, message),
+            holds=noted.holds,
+            until_us=noted.hold_expires_us,
+            approvals=noted.approvals,
+        )
+
+
+def _reasons(connection: sqlite3.Connection, message: StoredMessage) -> list[Reason]:
+    """What the decision that holds a message said, as far as its words are still kept."""
+    for (body,) in connection.execute(_OF_MESSAGE, (message.envelope.id,)):
+        record = json.loads(body)
+        if record["kind"] == "decision" and record["decision_id"] == message.decision_id:
+            texts = json.loads(_one(connection, _TEXTS, (record["seq"],)) or "{}")
+            words = texts.get("reasons") or [("", "")] * len(record["reasons"])
+            pairs = zip(record["reasons"], words, strict=False)
+            return [Reason(reason["rule"], reason["code"], *said) for reason, said in pairs]
+    return []
 
 
 def dead_letters(home: Path) -> list[dict[str, Json]]:

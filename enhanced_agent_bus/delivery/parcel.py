@@ -10,7 +10,7 @@ from typing import Any
 from enhanced_agent_bus.errors import BusClosed
 from enhanced_agent_bus.message import Envelope, Message
 from enhanced_agent_bus.outcome import Outcome
-from enhanced_agent_bus.verdict import Reason, Recorded
+from enhanced_agent_bus.verdict import Approval, Hold, Reason, Recorded
 
 
 @dataclass(slots=True, eq=False)
@@ -34,10 +34,14 @@ class Parcel:
     added: Sequence[tuple[str, str, str, str | int | float | None, int | None]] = ()
     counted: bool = False  # it is in its sender's `sent`
     cause: Mapping[str, Any] | None = None
+    holds: tuple[Hold, ...] = ()  # what it waits for, or waited for last
+    approvals: tuple[Approval, ...] = ()  # for this message until it has ended; a replay wants new ones
     hold_reasons: tuple[Reason, ...] = ()
     hold_expires_us: int = 0
     due_us: int = 0
     timer: asyncio.TimerHandle | None = None
+    redact: tuple[str, ...] = ()  # what its handler does not get of the payload, as JSON pointers
+    delivered: str | None = None  # the commitment of what its handler got, where that is not the whole payload
     reply: Message | None = None
     reply_id: str | None = None
     replier: asyncio.Future[Message] | None = None  # who waits for the reply of a request

@@ -247,6 +247,7 @@ class MemoryLedger:
             move.reply_id,
             has_content=not move.forget,
             expires_us=move.expires_us,
+            notes=move.notes,
         )
 
     def facts(self, scope: str, owner: str) -> dict[str, bytes]:

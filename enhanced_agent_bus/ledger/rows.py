@@ -121,6 +121,7 @@ def move_row(move: Move) -> tuple[Any, ...]:
             move.added.decode(),
             move.expires_us,
             move.reply_id,
+            move.notes.decode(),
         )
     )
     return (move.row, move.state, text.decode())
@@ -135,8 +136,9 @@ def stored_message(row: tuple[Any, ...]) -> StoredMessage:
         )
         known = known or _ENVELOPE_IN_RECORD(orjson.loads(record))
         attempts, due_us, since_us, code, error, reply_id, until_us = 0, 0, at_us, None, None, None, expires_us
+        notes = "{}"
         if life is not None:
-            attempts, due_us, since_us, code, error, decision_id, added, until_us, reply_id = orjson.loads(life)
+            attempts, due_us, since_us, code, error, decision_id, added, until_us, reply_id, notes = orjson.loads(life)
         *front, hops, commitment, digest = known
         envelope = Envelope._make(
             (
@@ -153,7 +155,7 @@ def stored_message(row: tuple[Any, ...]) -> StoredMessage:
                 digest,
             )
         )
-        bytes_added, bytes_holds = added.encode(), holds.encode()
+        bytes_added, bytes_holds, bytes_notes = added.encode(), holds.encode(), notes.encode()
     except (ValueError, KeyError, TypeError, AttributeError) as damage:
         raise _damaged(message_id) from damage
     if state not in WAITING_STATES and state not in END_STATES:
@@ -176,6 +178,7 @@ def stored_message(row: tuple[Any, ...]) -> StoredMessage:
         reply_id,
         bool(body),
         until_us,
+        bytes_notes,
     )
 
 

@@ -408,7 +408,9 @@ class Store:
         ends = [(message.envelope.id, _discarded(message, now_us)) for message in map(rows.stored_message, opened)]
         for entry, _, _ in reversed(batch):
             move = entry.move
-            if move is not None and entry.message_id is not None and not entry.certain and self._is_in(move):
+            if move is None or move.was == move.state or entry.message_id is None or entry.certain:
+                continue  # what changed no state (an approval) may stay
+            if self._is_in(move):
                 undone = move._replace(was=move.state, state=move.was, since_us=now_us, code=_DOUBT, forget=False)
                 ends.append((entry.message_id, undone))
         if ends:
@@ -438,6 +440,7 @@ def _discarded(message: StoredMessage, now_us: int) -> Move:
         expires_us=message.envelope.expires_us,
         reply_id=None,
         forget=False,
+        notes=message.notes,
     )
 
 

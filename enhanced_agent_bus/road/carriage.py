@@ -14,6 +14,7 @@ from enhanced_agent_bus.message import Message
 from enhanced_agent_bus.road.desk import Desk, Handling, Post, handling_now
 from enhanced_agent_bus.road.endings import Endings
 from enhanced_agent_bus.road.mailroom import Mailroom
+from enhanced_agent_bus.road.redaction import what_may_be_seen
 from enhanced_agent_bus.road.replies import Replies
 from enhanced_agent_bus.road.rescue import Rescue
 from enhanced_agent_bus.verdict import Admitted, Recorded
@@ -103,7 +104,11 @@ class Carriage:
         parcel.recorded = None  # a ticket is good for one run
         parcel.attempts += 1
         message = Message(parcel.envelope, attempt=parcel.attempts, constitution=recorded.admitted.constitution)
-        seconds = _seconds(recorded.admitted, post.seconds) if recorded.admitted.obligations else post.seconds
+        seconds = post.seconds
+        parcel.delivered = None
+        if recorded.admitted.obligations:
+            seconds = _seconds(recorded.admitted, seconds)
+            message = what_may_be_seen(parcel, message, recorded.admitted)
         threads = None if post.on_loop else Threads(self._desk.threads, partial(self._still, message.constitution))
         started = self._desk.clock.monotonic()
         handling = Handling(parcel)

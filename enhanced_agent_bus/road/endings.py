@@ -11,7 +11,10 @@ from typing import Any, Final
 import orjson
 
 from enhanced_agent_bus.admission.seal import SALT_BYTES, commitment
+from enhanced_agent_bus.deliberation.notes import Notes
+from enhanced_agent_bus.deliberation.notes import read as read_notes
 from enhanced_agent_bus.delivery.parcel import Parcel
+from enhanced_agent_bus.delivery.redact import redacted
 from enhanced_agent_bus.delivery.runner import ERROR_TEXT_CHARS_MAX
 from enhanced_agent_bus.errors import BusError, NotDelivered
 from enhanced_agent_bus.message import Message
@@ -80,6 +83,8 @@ class Endings:
             "duration_us": duration_us,
             "error": {"type": error} if error is not None else None,
         }
+        if parcel.delivered is not None:  # the policy's redaction came between
+            fields["payload"] = parcel.delivered
         texts = None
         if text:
             kept = text[:ERROR_TEXT_CHARS_MAX].encode("utf-8", "backslashreplace").decode()
@@ -155,6 +160,7 @@ class Endings:
             parcel.expires_us,
             parcel.reply_id,
             forget,
+            _notes(parcel) if parcel.holds or parcel.redact else b"{}",
         )
 
     async def outcome(self, message_id: str, seconds: float | None) -> Outcome:
@@ -179,7 +185,12 @@ class Endings:
 
     def _stored_outcome(self, stored: StoredMessage) -> Outcome:
         reply = self._desk.ledger.find(stored.reply_id) if stored.reply_id else None
-        message = Message(reply.envelope) if reply is not None and reply.has_content else None
+        message = None
+        if reply is not None and reply.has_content:
+            message = Message(reply.envelope)
+            paths = read_notes(reply).redact
+            if paths:
+                message = message.carrying(redacted(message.payload, paths))
         return Outcome(stored.state, stored.attempts, stored.code, message)  # type: ignore[arg-type]
 
     # --- expiry ----------------------------------------------------------------------------------------------------
@@ -220,3 +231,7 @@ class Endings:
         """Nothing expires any more: the bus closes."""
         if self._timer is not None:
             self._timer.cancel()
+
+
+def _notes(parcel: Parcel) -> bytes:
+    return Notes(parcel.holds, parcel.hold_expires_us, parcel.approvals, parcel.counted, parcel.redact).written()

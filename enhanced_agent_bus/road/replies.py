@@ -8,6 +8,7 @@ from enhanced_agent_bus.delivery.runner import Failed, Returned
 from enhanced_agent_bus.message import REPLY_TYPES, Message
 from enhanced_agent_bus.road.desk import NOBODY, Desk, Handling, Post, handling_now
 from enhanced_agent_bus.road.endings import Endings
+from enhanced_agent_bus.road.redaction import what_may_be_seen
 from enhanced_agent_bus.road.rescue import Rescue
 from enhanced_agent_bus.road.sending import Sending
 from enhanced_agent_bus.verdict import Party, Refusal
@@ -72,6 +73,8 @@ class Replies:
             self._endings.end(parcel, "delivered", "reply_refused", duration_us=duration_us)
             return
         message = Message(reply.envelope, constitution=reply.recorded.admitted.constitution if reply.recorded else "")
+        if reply.recorded is not None and reply.recorded.admitted.obligations:
+            message = what_may_be_seen(reply, message, reply.recorded.admitted)
         parcel.reply, parcel.reply_id = message, reply.envelope.id
         reply.attempts = 1
         if parcel.replier is not None and not parcel.replier.done():

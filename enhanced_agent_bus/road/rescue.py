@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -12,6 +13,7 @@ from enhanced_agent_bus import faultpoints
 from enhanced_agent_bus.admission.chain import Decided
 from enhanced_agent_bus.admission.facts import Added
 from enhanced_agent_bus.admission.sight import Case
+from enhanced_agent_bus.deliberation import notes
 from enhanced_agent_bus.delivery.parcel import Parcel
 from enhanced_agent_bus.delivery.runner import Failed
 from enhanced_agent_bus.errors import AuditUnavailable, BusError
@@ -22,7 +24,7 @@ from enhanced_agent_bus.road.desk import NOBODY, Desk, Post, Written
 from enhanced_agent_bus.road.endings import Endings
 from enhanced_agent_bus.road.mailroom import Mailroom
 from enhanced_agent_bus.road.receipts import receipt_of, words_of
-from enhanced_agent_bus.verdict import Reason, Refusal
+from enhanced_agent_bus.verdict import Hold, Reason, Refusal
 
 AGAIN_SECONDS: Final = 0.5  # until a message is decided again that could not be decided or recorded
 UNDECIDED: Final = frozenset({"policy_timeout", "policy_unavailable"})  # nobody said no: asked again while it waits
@@ -59,7 +61,7 @@ class Rescue:
 
     async def readmit(self, parcel: Parcel) -> bool:
         """Decides a waiting message anew; True when it may go on, on a new ticket that is on disk."""
-        case = self._case_again(parcel)
+        case = self.case_of(parcel)
         try:
             if parcel.why == "retry":
                 faultpoints.hit("retry.before_decide")
@@ -90,7 +92,7 @@ class Rescue:
         )
         return False
 
-    def _case_again(self, parcel: Parcel) -> Case:
+    def case_of(self, parcel: Parcel) -> Case:
         envelope = parcel.envelope
         sender, recipient = self._desk.registry.party(envelope.sender), self._desk.registry.party(envelope.recipient)
         refusal = None
@@ -104,6 +106,7 @@ class Rescue:
             attempt=parcel.attempts + 1,
             previous=parcel.decision_id,
             added=parcel.added,
+            approvals=parcel.approvals,
             cause=parcel.cause,
             first=False,
             counted=parcel.counted,
@@ -119,7 +122,7 @@ class Rescue:
     ) -> Written:
         """Puts a later decision; where it changes the message's state, in the same transaction."""
         written = Written()
-        before = (parcel.stored, parcel.added, parcel.counted, parcel.hold_reasons, parcel.hold_expires_us)
+        before = replace(parcel)
         entry = Entry(
             "decision",
             decided.fields,
@@ -132,7 +135,7 @@ class Rescue:
             parcel.added = list(decided.added)
             state = "held" if decided.verdict == "hold" else "queued"
             if decided.verdict == "hold":
-                parcel.hold_reasons = decided.reasons
+                parcel.holds, parcel.hold_reasons = decided.hold, decided.reasons
                 seconds = min(hold.expires_seconds for hold in decided.hold)
                 parcel.hold_expires_us = self._desk.clock.now_us() + int(seconds * 1e6)
             else:
@@ -141,7 +144,9 @@ class Rescue:
 
         def done(seq: int, error: BusError | None) -> None:
             if error is not None:
-                parcel.stored, parcel.added, parcel.counted, parcel.hold_reasons, parcel.hold_expires_us = before
+                parcel.stored, parcel.added, parcel.counted = before.stored, before.added, before.counted
+                parcel.holds, parcel.hold_reasons = before.holds, before.hold_reasons
+                parcel.hold_expires_us = before.hold_expires_us
             written.recorded = entry.recorded
             self._desk.settled(decided, written, seq, error)
             if then is not None:
@@ -157,10 +162,11 @@ class Rescue:
         envelope = parcel.envelope
         parcel.why = "replay"
         parcel.attempts_before = parcel.attempts
+        parcel.approvals = ()  # they were for the message as it was sent: an approval is used once
         now_us = self._desk.clock.now_us()
         parcel.expires_us = now_us + (envelope.expires_us - envelope.created_us)
         post = self._desk.post(envelope.recipient)
-        case = self._case_again(parcel)
+        case = self.case_of(parcel)
         if not stored.has_content:
             case.refusal = Refusal(
                 "malformed", f"the payload of {envelope.id} is no longer kept", "discard it, or send it anew"
@@ -235,13 +241,13 @@ class Rescue:
         return stored
 
     def parcel_of(self, stored: StoredMessage) -> Parcel:
-        holds = orjson.loads(stored.holds or b"[]")
         added: list[Added] = [tuple(item) for item in orjson.loads(stored.added or b"[]")]
         parent = self._desk.ledger.find(stored.envelope.cause) if stored.envelope.cause else None
         cause = None
         if parent is not None and parent.envelope.recipient == stored.envelope.sender:
             before = parent.envelope
             cause = {"id": before.id, "type": before.type, "sender": before.sender, "tenant": before.tenant}
+        noted = notes.read(stored)
         return Parcel(
             stored.envelope,
             stored.expires_us,
@@ -253,14 +259,17 @@ class Rescue:
             attempts=stored.attempts,
             decision_id=stored.decision_id,
             added=added,
-            counted=stored.state != "held",
+            counted=noted.counted,
             cause=cause,
-            hold_reasons=self._hold_reasons(stored, holds),
-            hold_expires_us=stored.hold_expires_us,
+            holds=noted.holds,
+            approvals=noted.approvals,
+            hold_reasons=self._hold_reasons(stored, noted.holds),
+            hold_expires_us=noted.hold_expires_us,
             due_us=stored.due_us,
+            redact=noted.redact,
         )
 
-    def _hold_reasons(self, stored: StoredMessage, holds: list[dict[str, str]]) -> tuple[Reason, ...]:
+    def _hold_reasons(self, stored: StoredMessage, holds: tuple[Hold, ...]) -> tuple[Reason, ...]:
         """Why it is held, in the words of the decision that held it, as far as those are still kept."""
         if stored.state != "held":
             return ()
@@ -269,5 +278,5 @@ class Rescue:
         except KeyError:  # a ledger in memory forgets records sooner than messages
             first = {"verdict": ""}
         if first["verdict"] != "hold":  # held later than at its first decision
-            return tuple(Reason(hold["rule"], "hold") for hold in holds)
+            return tuple(Reason(hold.rule, "hold") for hold in holds)
         return words_of(self._desk.ledger, stored.seq, [(item["rule"], item["code"]) for item in first["reasons"]])

@@ -35,7 +35,7 @@ from enhanced_agent_bus.road.endings import TOLD_SECONDS, Endings
 from enhanced_agent_bus.road.mailroom import Mailroom
 from enhanced_agent_bus.road.receipts import first_receipt, receipt_of
 from enhanced_agent_bus.road.rescue import Rescue
-from enhanced_agent_bus.verdict import Hold, Party, Refusal
+from enhanced_agent_bus.verdict import Party, Refusal
 
 KEEPS_NOTHING: Final = frozenset({"malformed", "too_large", "too_deep"})
 
@@ -263,7 +263,7 @@ class Sending:
                 parcel.stored,
                 decided.decision_id,
                 orjson.dumps(parcel.added) if parcel.added else b"[]",
-                orjson.dumps([_hold_fields(hold) for hold in decided.hold]) if decided.hold else b"[]",
+                orjson.dumps([hold.document() for hold in decided.hold]) if decided.hold else b"[]",
                 parcel.hold_expires_us,
             )
             if envelope.id in self._claims:
@@ -274,7 +274,7 @@ class Sending:
 
     def _first_state(self, parcel: Parcel, decided: Decided, post: Post | None) -> str:
         if decided.verdict == "hold":
-            parcel.hold_reasons = decided.reasons
+            parcel.holds, parcel.hold_reasons = decided.hold, decided.reasons
             parcel.hold_expires_us = parcel.since_us + int(min(hold.expires_seconds for hold in decided.hold) * 1e6)
             return "held"
         if post is None:
@@ -416,12 +416,3 @@ def own_id(sender: str, given: object) -> str | None:
 
 def _safe_topic(topic: object) -> str | None:
     return topic if isinstance(topic, str) and MESSAGE_ID.fullmatch(topic) else None
-
-
-def _hold_fields(hold: Hold) -> dict[str, object]:
-    return {
-        "rule": hold.rule,
-        "approvers": hold.approvers,
-        "roles": list(hold.roles),
-        "expires_in": hold.expires_seconds,
-    }

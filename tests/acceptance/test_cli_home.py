@@ -39,6 +39,7 @@ READING = [
     ["agents"],
     ["queue", "list"],
     ["held", "list"],
+    ["held", "show", "desk/large"],
     ["dlq", "list"],
     ["dlq", "show", "desk/dead"],
     ["facts", "list"],
@@ -112,6 +113,42 @@ def test_status_adds_up_without_a_running_bus(home: Path, capsys: pytest.Capture
     assert (accounting["held"], accounting["parked"], accounting["dead_lettered"]) == (1, 1, 1)
     assert "constitution_folder" in status["security_state"]
     assert (status["running"], status["revision"], status["home"]) == (False, 1, str(home))
+
+
+def test_a_held_message_is_shown_and_approved(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What an approver decides about, who may not, and what a yes leads to; payloads only when asked for."""
+    [view] = eab_json(capsys, "held", "show", "desk/large")
+    assert (view["message_id"], view["sender"], view["hold"][0]["rule"]) == ("desk/large", "desk", "large")
+    assert "payload_content" not in view
+    [view] = eab_json(capsys, "held", "show", "desk/large", "--payload")
+    assert view["payload_content"] == {"n": 200}
+    assert run_command(["held", "approve", "desk/large", "--as", "desk"]) == 1
+    assert "does not decide about its own message" in capsys.readouterr().err
+    assert run_command(["held", "approve", "desk/large", "--as", "nobody"]) == 1
+    assert "agents` shows" in capsys.readouterr().err
+    assert run_command(["held", "approve", "desk/one", "--as", "desk"]) == 1
+    assert "held list" in capsys.readouterr().err
+    asyncio.run(hire(home, "anna"))
+    [done] = eab_json(capsys, "held", "approve", "desk/large", "--as", "anna", "--comment", "a secret-word")
+    assert (done["state"], done["missing"]) == ("accepted", [])
+    assert eab_json(capsys, "held", "list") == []
+    assert run_command(["audit", "search", "kind:approval"]) == 0
+    assert "secret-word" not in capsys.readouterr().out
+
+
+def test_a_held_message_is_rejected_with_a_reason(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It ends as refused, and that is done: exit status 0."""
+    asyncio.run(hire(home, "anna"))
+    assert run_command(["held", "reject", "desk/large", "--as", "anna", "--reason", " "]) == 2
+    assert run_command(["held", "reject", "desk/large", "--as", "anna", "--reason", "too dear"]) == 0
+    assert "approval_rejected" in capsys.readouterr().out
+    assert eab_json(capsys, "status")[0]["accounting"]["held"] == 0
+
+
+async def hire(home: Path, name: str) -> None:
+    """A boss, registered in the home."""
+    async with open_bus(home) as bus:
+        await bus.register(name, tenant="acme", roles=["boss"])
 
 
 async def test_status_asks_a_bus_that_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

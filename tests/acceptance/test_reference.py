@@ -191,7 +191,7 @@ def test_an_allow_in_another_shape_is_no_allow(entry: dict[str, Any]) -> None:
 
 def test_an_obligation_that_is_not_on_the_page_is_refused() -> None:
     """A condition that the bus cannot keep is no allow; where the answer is no, it does not matter."""
-    asked = {"obligations": [{"type": "redact", "path": "/a"}]}
+    asked = {"obligations": [{"type": "encrypt", "path": "/a"}]}
     refused = answered({"allow": True} | asked)
     assert isinstance(refused, Refusal)
     assert refused.code == "obligation_unknown"

@@ -7,7 +7,7 @@ import pytest
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "refusals"
 
-# The contract's codes, without those of approvals, OPA servers, breakers and shared transports.
+# The contract's codes, and approval_refused of approvers, without those of OPA servers, breakers and shared transports.
 CODES = frozenset(
     [
         "malformed",
@@ -32,6 +32,8 @@ CODES = frozenset(
         "gate_broken",
         "gate_silent",
         "approval_expired",
+        "approval_refused",
+        "approval_rejected",
         "queue_full",
         "bus_closed",
         "attempts_exhausted",

@@ -144,10 +144,10 @@ def test_no_answer_and_errors_refuse() -> None:
 
 def test_an_unknown_obligation_refuses_an_allow_only() -> None:
     """A condition that this bus cannot keep refuses; a no stays a no."""
-    answer = told({"allow": True, "obligations": [{"type": "redact", "path": "/a"}]})
+    answer = told({"allow": True, "obligations": [{"type": "encrypt", "path": "/a"}]})
     assert isinstance(answer, Refusal)
     assert answer.code == "obligation_unknown"
-    assert isinstance(told({"allow": False, "obligations": [{"type": "redact", "path": "/a"}]}), Ruling)
+    assert isinstance(told({"allow": False, "obligations": [{"type": "encrypt", "path": "/a"}]}), Ruling)
 
 
 def test_a_sender_is_told_where_a_built_in_failed_and_not_on_what() -> None:

@@ -1,0 +1,1 @@
+"""Held messages: who may say yes or no to what a rule holds."""
