@@ -316,7 +316,10 @@ class AgentBus:
         """Every weakening in force, sorted."""
         loaded = self._desk.admission.active.loaded
         found = {*self._weakenings, *self._desk.ledger.weakenings}
-        found.add("constitution_folder" if loaded.source == "folder" else "unsigned_constitution")
+        if loaded.source == "folder":
+            found.add("constitution_folder")
+        elif not loaded.signed:
+            found.add("unsigned_constitution")
         return sorted(found)
 
     async def wait_idle(self, timeout: float | None = None) -> None:

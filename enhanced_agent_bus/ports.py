@@ -97,6 +97,17 @@ class Checked:
     tests: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """Whether one of the trusted keys has signed a bundle; `reason` is unsigned or bad_signature where none has."""
+
+    ok: bool
+    digest: str
+    reason: str
+    message: str
+    key: int  # which of them, from 0
+
+
 class PolicyEngine(Protocol):
     """Decides: a constitution's digest and an input document in, the decision document out."""
 
@@ -115,6 +126,10 @@ class PolicyEngine(Protocol):
         """Writes the deterministic bundle of a folder or bundle; returns its constitutional hash."""
         ...
 
+    async def verify(self, path: Path, keys: Sequence[str]) -> Verified:
+        """Verifies the signature of a bundle with public keys (PEM). Raises: ConstitutionRejected, when unreadable."""
+        ...
+
     async def decide(self, digest: str, tenant: str, document: bytes, timeout_seconds: float) -> Answer:
         """Answers within the timeout, always with a value: nothing that goes wrong here is an allow."""
         ...
@@ -122,6 +137,16 @@ class PolicyEngine(Protocol):
     async def drop(self, digest: str) -> None: ...
 
     async def close(self) -> None: ...
+
+
+class Marks(Protocol):
+    """The high-water mark of signed constitutions: {"revision", "digest"}, kept apart from the ledger."""
+
+    def read_mark(self) -> Mapping[str, Any] | None: ...
+
+    def write_mark(self, mark: Mapping[str, Any]) -> None:
+        """Durable when it returns. Raises: OSError."""
+        ...
 
 
 # --- the ledger ----------------------------------------------------------------------------------------------------

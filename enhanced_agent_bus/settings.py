@@ -34,9 +34,10 @@ class Section(BaseModel):
 
 
 class Constitution(Section):
-    """Which constitution, and how long the one before is still agreed to."""
+    """Which constitution, whose signature it needs, and how long the one before is still agreed to."""
 
     path: Path | None = None
+    trust: tuple[Path, ...] = ()  # public key files (PEM); with any, only what one of them has signed is taken
     grace_seconds: SecondsOrNone = 0.0
 
 
@@ -128,8 +129,11 @@ def _from_file(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigInvalid(f"{path} cannot be read: {error.strerror}", remedy="check its permissions") from None
     section = values.get("constitution")
-    if isinstance(section, dict) and isinstance(section.get("path"), str):
-        section["path"] = str(path.parent / section["path"])  # relative to the file that says it
+    if isinstance(section, dict):  # paths are relative to the file that says them
+        if isinstance(section.get("path"), str):
+            section["path"] = str(path.parent / section["path"])
+        if isinstance(section.get("trust"), list):
+            section["trust"] = [str(path.parent / one) if isinstance(one, str) else one for one in section["trust"]]
     return values
 
 
@@ -146,7 +150,7 @@ def _from_environment(variables: Mapping[str, str]) -> dict[str, Any]:
             raise ConfigInvalid(f"the variable {name} is no setting", remedy=f"did you mean {known}?")
         section, separator, rest = key.partition(".")
         if separator:
-            values.setdefault(section, {})[rest] = text
+            values.setdefault(section, {})[rest] = text.split(os.pathsep) if key == "constitution.trust" else text
         else:
             values[section] = text
     return values

@@ -17,12 +17,13 @@ from enhanced_agent_bus.admission.chain import Admission
 from enhanced_agent_bus.admission.constitution import Constitutions
 from enhanced_agent_bus.admission.facts import FactBook
 from enhanced_agent_bus.admission.seal import Randomness
+from enhanced_agent_bus.authoring import signing
 from enhanced_agent_bus.bus import AgentBus
 from enhanced_agent_bus.clock import SystemClock
 from enhanced_agent_bus.control import ControlServer, socket_path
 from enhanced_agent_bus.engines.cache import DecisionCache
 from enhanced_agent_bus.engines.worker import WorkerEngine
-from enhanced_agent_bus.errors import ConfigInvalid, ConstitutionRejected
+from enhanced_agent_bus.errors import ConfigInvalid, ConstitutionRejected, StoreCorrupt
 from enhanced_agent_bus.ledger.home import Home, is_new, open_home
 from enhanced_agent_bus.ledger.memory import MemoryLedger
 from enhanced_agent_bus.ledger.sqlite import SqliteLedger
@@ -72,6 +73,7 @@ async def open_bus(
 async def _build(
     stack: AsyncExitStack, folder: Path | None, settings: Settings, gates: Sequence[Gate], clock: Clock
 ) -> AgentBus:
+    trust = [signing.public_pem(path) for path in settings.constitution.trust]
     place, ledger, constitutions_folder = await _ledger(stack, folder, settings, clock)
     policy = settings.policy
     engine = await WorkerEngine.start(workers=policy.workers, memory_mb=policy.memory_mb)
@@ -95,7 +97,13 @@ async def _build(
         ledger=ledger,
         engine=engine,
         admission=admission,
-        constitutions=Constitutions(engine=engine, folder=constitutions_folder, clock=clock),
+        constitutions=Constitutions(
+            engine=engine,
+            folder=constitutions_folder,
+            clock=clock,
+            marks=place if place is not None else _MarkInMemory(),
+            trust=trust,
+        ),
         registry=Registry(ledger.agents()),
         clock=clock,
         randomness=randomness,
@@ -104,6 +112,8 @@ async def _build(
         weakenings=(*getattr(clock, "weakenings", ()), "no_witness"),
         home=str(folder) if folder is not None else MEMORY,
     )
+    if place is not None:
+        _require_mark(place, ledger)
     await _choose_constitution(bus, engine, ledger, settings)
     if settings.strict and bus.security_state():
         raise ConfigInvalid(
@@ -118,6 +128,30 @@ async def _build(
         stack.push_async_callback(server.close)
         place.lock.announce(path)
     return bus
+
+
+class _MarkInMemory:
+    """The high-water mark of a bus that keeps nothing."""
+
+    def __init__(self) -> None:
+        self._mark: Mapping[str, Any] | None = None
+
+    def read_mark(self) -> Mapping[str, Any] | None:
+        return self._mark
+
+    def write_mark(self, mark: Mapping[str, Any]) -> None:
+        self._mark = mark
+
+
+def _require_mark(home: Home, ledger: Ledger) -> None:
+    """Raises: StoreCorrupt, when a signed constitution is active and nobody knows which revision was the highest."""
+    active = json.loads(ledger.setting("constitution") or "{}")
+    if active.get("signed") and home.read_mark() is None:
+        raise StoreCorrupt(
+            f"{home.path / 'home.json'} has lost the high-water mark of signed constitutions",
+            remedy="restore home.json from a backup, or accept the active revision as the highest: "
+            "`eab init --reset-revision`",
+        )
 
 
 async def _ledger(
@@ -161,7 +195,9 @@ async def _choose_constitution(bus: AgentBus, engine: WorkerEngine, ledger: Ledg
         await bus.charter.resume(active["digest"], active["source"])
     except ConstitutionRejected as error:  # it has expired, say: a newer one mends that
         ended = error
-    known = (active["digest"], ledger.setting("given"))  # what was activated since stays
+    known = {active["digest"]}
+    if given is not None and given.is_dir():
+        known.add(ledger.setting("given"))  # what was activated since stays, until the folder changes
     if given is not None and await engine.hash(given) not in known:
         candidate = None if given.is_dir() else await engine.check(given)
         if candidate is None or candidate.revision > active["revision"]:

@@ -8,7 +8,8 @@ import (
 	"github.com/open-policy-agent/opa/v1/storage"
 )
 
-// What base data has at a ref is what the store has there; where base data has nothing, OPA asks the store.
+// What base data has at a ref is what OPA's own store has there, and where it has nothing at once, it has what that store
+// has at the path.
 func TestBaseDataIsWhatTheStoreHas(t *testing.T) {
 	c := compiled(t, map[string]string{
 		"bus/rules/one/data.json": `{"a": {"b": [1, {"c": null}, []], "0": "zero", "": 7}, "list": ["x", 2.5, false], "text": "t"}`,
@@ -24,8 +25,13 @@ func TestBaseDataIsWhatTheStoreHas(t *testing.T) {
 	try = func(ref ast.Ref) {
 		var stored ast.Value
 		if path, err := storage.NewPathForRef(ref); err == nil {
-			if value, err := c.store.Read(context.Background(), c.txn, path); err == nil {
+			value, err := c.store.Read(context.Background(), c.txn, path)
+			if err == nil {
 				stored = value.(ast.Value)
+			}
+			again, errAgain := c.base.Read(context.Background(), c.txn, path)
+			if again != value || storage.IsNotFound(err) != storage.IsNotFound(errAgain) || (err == nil) != (errAgain == nil) {
+				t.Errorf("%v is read as %v, %v, and in the store is %v, %v", path, again, errAgain, value, err)
 			}
 		}
 		got := c.base.Get(ref)

@@ -20,10 +20,18 @@ type deadlines struct {
 type deadline struct {
 	at     time.Time
 	passed atomic.Bool
+	asked  int
 }
 
-func (d *deadline) Cancel()         { d.passed.Store(true) }
-func (d *deadline) Cancelled() bool { return d.passed.Load() }
+func (d *deadline) Cancel() { d.passed.Store(true) }
+
+// Cancelled is what the evaluation asks before each expression.
+func (d *deadline) Cancelled() bool {
+	if d.asked++; d.asked == expressionsMany {
+		theCores.long()
+	}
+	return d.passed.Load()
+}
 
 // start watches an evaluation that has so much time left, until end.
 func (s *deadlines) start(left time.Duration) *deadline {
@@ -63,7 +71,7 @@ func (s *deadlines) ring() {
 	s.rings = time.Time{}
 	for _, d := range s.running {
 		switch {
-		case d.Cancelled():
+		case d.passed.Load():
 		case !d.at.After(now):
 			d.Cancel()
 		case s.rings.IsZero() || d.at.Before(s.rings):

@@ -78,8 +78,10 @@ func (s *server) decide(a *ask) {
 		s.out.sendFailure(a.id, &failure{Code: "policy_error", Message: "the decision is larger than a frame"})
 		return
 	}
+	ended := time.Now()
+	theCores.settle(ended)
 	var took [4]byte
-	binary.LittleEndian.PutUint32(took[:], uint32(min(time.Since(started).Microseconds(), 1<<32-1)))
+	binary.LittleEndian.PutUint32(took[:], uint32(min(ended.Sub(started).Microseconds(), 1<<32-1)))
 	s.out.send(a.id, statusOK, took[:], decision)
 }
 

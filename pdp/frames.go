@@ -33,6 +33,9 @@ const (
 	opDrop
 	opPack
 	opHash
+	opClaims
+	opSign
+	opVerify
 )
 
 var errFrameSize = errors.New("a frame with an impossible length")

@@ -277,7 +277,7 @@ func (c *constitution) compile(r *report) {
 	}
 	// Values are kept as OPA's own, so that a read during an evaluation converts nothing.
 	c.store = inmem.NewFromASTObject(object.(ast.Object))
-	c.base = &baseData{root: object.(ast.Object)}
+	c.base = newBaseData(c.store, object.(ast.Object))
 	ctx := context.Background()
 	if c.txn, err = c.store.NewTransaction(ctx); err != nil {
 		r.add(problem{Message: err.Error(), Hint: "see the message"})
@@ -316,7 +316,7 @@ func (c *constitution) prepare(r *report) {
 	query, err := rego.New(
 		rego.ParsedQuery(ast.NewBody(ast.NewExpr(ast.NewTerm(decisionRef)))),
 		rego.Compiler(c.compiler),
-		rego.Store(c.store),
+		rego.Store(c.base),
 		rego.Transaction(c.txn),
 		rego.Capabilities(capabilities()),
 		rego.StrictBuiltinErrors(true),

@@ -18,16 +18,9 @@ type packAnswer struct {
 // pack writes the bundle of a folder or bundle: its bytes as they are, sorted, without time, owner or mode of their
 // own, so that the same constitution is the same file everywhere.
 func pack(from, to string) (any, error) {
-	src, problems, err := readSource(from)
+	src, err := packable(from)
 	if err != nil {
 		return nil, err
-	}
-	r := &report{src: src, problems: problems}
-	if len(problems) == 0 {
-		checkFileKinds(src, r)
-	}
-	if len(r.problems) > 0 {
-		return nil, invalid(r.problems)
 	}
 	packed, err := tarOf(src)
 	if err != nil {

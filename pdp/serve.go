@@ -58,6 +58,12 @@ func (s *server) serve() error {
 	if first.op != opHello {
 		return fmt.Errorf("the first frame has op %d instead of hello", first.op)
 	}
+	var greeting struct {
+		Workers int `json:"workers"` // how many the bus has, this one included
+	}
+	if json.Unmarshal(first.body, &greeting) == nil {
+		theCores.share(greeting.Workers)
+	}
 	s.out.sendJSON(first.id, s.hello())
 	for {
 		question, err := readFrame(reader)
@@ -89,6 +95,8 @@ func (s *server) take(question frame) {
 func (s *server) author(question frame) {
 	s.authoring <- struct{}{}
 	defer func() { <-s.authoring }()
+	theCores.hold()
+	defer theCores.release()
 	defer func() {
 		if broken := recover(); broken != nil {
 			fmt.Fprintf(os.Stderr, "eab-pdp: op %d: %v\n%s", question.op, broken, debug.Stack())
@@ -113,6 +121,8 @@ type request struct {
 	Digest   string          `json:"digest"`
 	Out      string          `json:"out"`
 	Source   string          `json:"source"`
+	Token    string          `json:"token"`
+	Keys     []string        `json:"keys"`
 	Coverage bool            `json:"coverage"`
 	Input    json.RawMessage `json:"input"`
 }
@@ -144,6 +154,12 @@ func (s *server) answer(question frame) (any, error) {
 		return pack(r.Path, r.Out)
 	case opHash:
 		return hash(r.Path)
+	case opClaims:
+		return signingClaims(r.Path)
+	case opSign:
+		return sign(r.Path, r.Out, r.Token)
+	case opVerify:
+		return verify(r.Path, r.Keys)
 	}
 	return nil, &failure{Code: "malformed", Message: fmt.Sprintf("there is no op %d", question.op)}
 }

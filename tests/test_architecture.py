@@ -39,7 +39,10 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "road": VALUES | STATIONS | {"ports", "settings", "agent", "faultpoints"},
     "bus": VALUES | STATIONS | {"ports", "settings", "agent", "road"},
     "control": VALUES | {"bus", "admission"},  # of admission, the strict JSON
-    "wiring": VALUES | STATIONS | FILLERS | {"ports", "settings", "bus", "clock", "control", "faultpoints"},
+    "wiring": VALUES
+    | STATIONS
+    | FILLERS
+    | {"ports", "settings", "bus", "clock", "control", "faultpoints", "authoring"},  # of authoring, keys
     "audit": VALUES,  # `audit/verify.py` nobody at all: see below
     "authoring": VALUES | {"ports", "engines"},  # of engines, the worker
     "cli": SHOWN | STATIONS | FILLERS | {PACKAGE, "audit", "authoring", "bench"},
@@ -55,6 +58,7 @@ THIRD_PARTY: Final[dict[str, frozenset[str]]] = {
     "engines": frozenset({"cachetools"}),
     "ledger": frozenset({"cryptography"}),
     "audit": frozenset({"cryptography"}),
+    "authoring": frozenset({"cryptography"}),
     "cli": frozenset({"rich", "typer"}),
     "bench": frozenset({"autogen_core", "cryptography", "faststream", "rich", "taskiq", "vaara"}),
 }

@@ -7,12 +7,13 @@ after reads the bundle.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from enhanced_agent_bus.errors import ConstitutionRejected
-from enhanced_agent_bus.ports import Checked, Clock, Loaded, PolicyEngine, Problem
+from enhanced_agent_bus.ports import Checked, Clock, Loaded, Marks, PolicyEngine, Problem
 
 REMEDY = "run `eab policy check` on it; the constitution that was active stays so"
 
@@ -20,10 +21,15 @@ REMEDY = "run `eab policy check` on it; the constitution that was active stays s
 class Constitutions:
     """The constitutions of one home, in `folder`, each as `<digest>.tar.gz`."""
 
-    def __init__(self, *, engine: PolicyEngine, folder: Path, clock: Clock) -> None:
+    def __init__(
+        self, *, engine: PolicyEngine, folder: Path, clock: Clock, marks: Marks, trust: Sequence[str] = ()
+    ) -> None:
+        """`trust` has public keys (PEM): with any, only a bundle that one of them has signed is taken."""
         self._engine = engine
         self._folder = folder
         self._clock = clock
+        self._marks = marks
+        self._trust = tuple(trust)
 
     async def prepare(self, path: Path) -> Loaded:
         """Checks, keeps and loads. Raises: ConstitutionRejected, with the one reason and every problem found."""
@@ -31,10 +37,13 @@ class Constitutions:
             raise ConstitutionRejected(
                 f"there is no constitution at {path}", reason="invalid", remedy="name a folder or a bundle.tar.gz"
             )
+        await self._require_signed(path)
         first = await self._engine.check(path)
         _require(first, path)
+        if self._trust:
+            self._require_newer(first)
         kept = self._folder / f"{first.digest}.tar.gz"
-        if not kept.exists():
+        if self._trust or not kept.exists():  # what is kept may lack the signature
             part = self._folder / f".{first.digest}.{os.getpid()}.part"
             digest = await self._engine.pack(path, part)
             if digest != first.digest:
@@ -49,6 +58,45 @@ class Constitutions:
             _sync(self._folder)
         return await self.load(first.digest, "folder" if path.is_dir() else "bundle")
 
+    async def _require_signed(self, path: Path, digest: str | None = None) -> None:
+        """Raises: ConstitutionRejected (unsigned, bad_signature), where keys are trusted and none has signed it."""
+        if not self._trust:
+            return
+        verified = await self._engine.verify(path, self._trust)
+        if not verified.ok:
+            raise ConstitutionRejected(
+                f"the constitution at {path} was rejected: {verified.message}",
+                reason=verified.reason,
+                remedy="sign the bundle with `eab policy sign`, with the key of one that constitution.trust names",
+                digest=verified.digest or digest,
+            )
+
+    def _require_newer(self, checked: Checked) -> None:
+        """Revisions of signed bundles only go up."""
+        mark = self._marks.read_mark()
+        if mark is None or (checked.revision, checked.digest) == (mark["revision"], mark["digest"]):
+            return
+        if checked.revision == mark["revision"]:
+            raise ConstitutionRejected(
+                f"revision {checked.revision} was {mark['digest']}, and this is {checked.digest}",
+                reason="revision_reused",
+                remedy="give changed content a higher revision in .manifest",
+                digest=checked.digest,
+            )
+        if checked.revision < mark["revision"]:
+            raise ConstitutionRejected(
+                f"revision {checked.revision} is older than {mark['revision']}, the highest that was active",
+                reason="rollback",
+                remedy="to go back, sign the old content again under a higher revision",
+                digest=checked.digest,
+            )
+
+    def raise_mark(self, loaded: Loaded) -> None:
+        """Before a signed one is active: a crash in between leaves the older one deciding, and nothing older still."""
+        mark = self._marks.read_mark()
+        if loaded.signed and (mark is None or loaded.revision > mark["revision"]):
+            self._marks.write_mark({"revision": loaded.revision, "digest": loaded.digest})
+
     async def load(self, digest: str, source: str) -> Loaded:
         """A constitution that was activated before, from what is kept. Raises: ConstitutionRejected."""
         kept = self._folder / f"{digest}.tar.gz"
@@ -56,6 +104,7 @@ class Constitutions:
             raise ConstitutionRejected(
                 f"the constitution {digest} is not in this home", reason="invalid", remedy="activate it from its folder"
             )
+        await self._require_signed(kept, digest)
         loaded = await self._engine.load(kept)
         if loaded.digest != digest:
             raise ConstitutionRejected(
@@ -64,7 +113,8 @@ class Constitutions:
                 remedy="activate it from its folder",
             )
         self.require_fresh(loaded.not_after, digest)
-        return replace(loaded, source=source)  # a folder is kept as a bundle too, and stays a weakening
+        # A signature that nobody has verified is none; a folder is kept as a bundle too, and stays a weakening.
+        return replace(loaded, source=source, signed=bool(self._trust))
 
     def require_fresh(self, not_after: str | None, digest: str) -> None:
         """Raises: ConstitutionRejected(expired), past `metadata.eab.not_after`."""

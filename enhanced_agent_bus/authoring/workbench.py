@@ -102,6 +102,14 @@ class Workbench:
         """Writes the bundle; returns its hash. Raises: ConstitutionRejected."""
         return await self._engine.pack(path, out)
 
+    async def claims(self, path: Path) -> tuple[str, str]:
+        """The hash, and the text that a signature signs. Raises: ConstitutionRejected."""
+        return await self._engine.claims(path)
+
+    async def sign(self, path: Path, out: Path, token: str) -> str:
+        """Writes the bundle with this token as its signature; returns its hash. Raises: ConstitutionRejected."""
+        return await self._engine.sign(path, out, token)
+
     async def test(self, path: Path) -> Tested:
         """Runs the tests. Raises: ConstitutionRejected, when it does not compile."""
         answer = await self._engine.test(path, coverage=True)

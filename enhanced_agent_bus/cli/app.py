@@ -26,6 +26,7 @@ from enhanced_agent_bus.cli import (
     held,
     init,
     policy,
+    policy_sign,
     queue,
     run,
     send,
@@ -51,6 +52,7 @@ app = typer.Typer(
 )
 for module in (demo, init, run, send, state, doctor, bench):
     module.add_to(app)
+policy.app.command("sign")(policy_sign.sign)
 for name, group in (
     ("policy", policy.app),
     ("facts", facts.app),

@@ -6,14 +6,14 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from enhanced_agent_bus.cli.faults import CliError
 from enhanced_agent_bus.cli.program import program
 from enhanced_agent_bus.cli.render import echo, print_json, quoted, safe
-from enhanced_agent_bus.cli.session import DEFAULT_HOME, session_of
+from enhanced_agent_bus.cli.session import DEFAULT_HOME, Session, session_of
 
 RUN = "run app.py:build --input messages.jsonl"
 
@@ -26,6 +26,14 @@ def add_to(app: typer.Typer) -> None:
 def init(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to write; made if need be.")] = Path(),
+    *,
+    reset_revision: Annotated[
+        bool,
+        typer.Option(
+            "--reset-revision",
+            help="In a home that lost its high-water mark: take the active revision for it; recorded.",
+        ),
+    ] = False,
 ) -> None:
     """Write an application to start from, and its home.
 
@@ -36,6 +44,13 @@ def init(
     import asyncio
 
     session = session_of(context)
+    if reset_revision:
+        mark = asyncio.run(_reset_revision(_home_in(session, folder)))
+        if session.json:
+            print_json(mark)
+        else:
+            echo(f"the highest revision is now {mark['revision']}, {mark['digest']}")
+        return
     explicit = session.home != Path(DEFAULT_HOME)
     home = session.home if explicit else folder / DEFAULT_HOME
     written = write_starter(folder, home)
@@ -96,6 +111,44 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _home_in(session: Session, folder: Path) -> Path:
+    if session.home == Path(DEFAULT_HOME) and folder != Path():
+        session = Session(folder / DEFAULT_HOME, json=session.json)
+    return session.existing_home()
+
+
+async def _reset_revision(home: Path) -> dict[str, Any]:
+    """Writes the mark anew, and in the log that it was. Raises: CliError, when there is nothing to reset."""
+    import asyncio
+
+    from enhanced_agent_bus.clock import SystemClock
+    from enhanced_agent_bus.ledger.home import open_home
+    from enhanced_agent_bus.ledger.sqlite import SqliteLedger
+    from enhanced_agent_bus.ports import Entry
+
+    place = open_home(home, make=False)
+    try:
+        ledger = await SqliteLedger.open(place, clock=SystemClock())
+        try:
+            active = json.loads(ledger.setting("constitution") or "{}")
+            if not active.get("signed") or place.read_mark() is not None:
+                remedy = "it is for a home that has lost its mark, and whose constitution is signed"
+                raise CliError("there is no revision to reset", remedy=remedy)
+            mark = {"revision": active["revision"], "digest": active["digest"]}
+            fields = {"event": "revision_reset", **mark, "reason": None, "details": []}
+            done = asyncio.get_running_loop().create_future()
+            entry = Entry("policy", fields)
+            entry.done = lambda seq, error: done.set_result(seq) if error is None else done.set_exception(error)
+            ledger.put(entry)
+            await done
+            place.write_mark(mark)
+            return mark
+        finally:
+            await ledger.close()
+    finally:
+        place.release()
 
 
 async def _open_once(home: Path, constitution: Path) -> tuple[str, int]:

@@ -36,6 +36,9 @@ class Op(IntEnum):
     DROP = 9
     PACK = 10
     HASH = 11
+    CLAIMS = 12
+    SIGN = 13
+    VERIFY = 14
 
 
 class GarbageError(ValueError):

@@ -22,7 +22,7 @@ import tempfile
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,7 +39,7 @@ from enhanced_agent_bus.engines.frames import (
     encode,
 )
 from enhanced_agent_bus.errors import BusError, ConstitutionRejected, EngineMissing
-from enhanced_agent_bus.ports import Checked, Loaded, Problem
+from enhanced_agent_bus.ports import Checked, Loaded, Problem, Verified
 from enhanced_agent_bus.verdict import Answer
 
 BINARY: Final = Path(__file__).resolve().parent.parent / "_bin" / "eab-pdp"
@@ -133,6 +133,10 @@ class _Question:
             self.future.set_result(answer)
         self.document = b""  # the timer's heap may hold this for a while
 
+    def over(self) -> bool:
+        """Whether nothing has to happen at its deadline any more. One that is cancelled may still hold a worker."""
+        return self.future.done() and not self.overdue and not self.future.cancelled()
+
 
 class _Link(asyncio.Protocol):
     """One worker process and the socket to it."""
@@ -167,14 +171,16 @@ class _Link(asyncio.Protocol):
         self.busy = False
 
     def data_received(self, data: bytes) -> None:
+        questions = self.questions
         try:
             for frame in self._reader.feed(data):
-                question = self.questions.get(frame.id)
+                frame_id = frame.id
+                question = questions.get(frame_id)
                 if question is None:
                     self._call_answered(frame)
                     continue
                 question.answer(_answer(frame))  # first: when it is garbage, the question is asked again
-                del self.questions[frame.id]
+                del questions[frame_id]
                 if question.overdue:
                     self.overdue -= 1
         except ValueError as error:  # GarbageError, or JSON that is none
@@ -186,19 +192,17 @@ class _Link(asyncio.Protocol):
     # --- ours
 
     def ask(self, question: _Question, timeout_seconds: float) -> None:
+        """Raises ValueError when the question is larger than a frame can be."""
+        document = question.document
+        timeout_us = min(max(int(timeout_seconds * 1_000_000), 0), TIMEOUT_US_MAX)
         question.link = self
-        question.id = next(self._ids)
-        self.questions[question.id] = question
-        self._write(
-            decide_head(
-                question.id,
-                question.digest,
-                question.tenant,
-                len(question.document),
-                min(max(int(timeout_seconds * 1_000_000), 0), TIMEOUT_US_MAX),
-            )
-        )
-        self._out.append(question.document)
+        question.id = question_id = next(self._ids)
+        head = decide_head(question_id, question.digest, question.tenant, len(document), timeout_us)
+        if self.questions or self._out or self._transport is None:
+            self._write(head, document)
+        else:
+            self._transport.write(head + document)  # the worker has nothing else to do, so nothing is waited for
+        self.questions[question_id] = question
 
     @property
     def connected(self) -> bool:
@@ -212,7 +216,7 @@ class _Link(asyncio.Protocol):
         call_id = next(self._ids)
         future: asyncio.Future[AnswerFrame] = self._loop.create_future()
         self._calls[call_id] = future
-        self._write(encode(call_id, op, orjson.dumps(body)))
+        self._write(encode(call_id, op, orjson.dumps(body)), b"")
         try:
             async with asyncio.timeout(timeout_seconds):
                 frame = await future
@@ -230,10 +234,13 @@ class _Link(asyncio.Protocol):
         if not future.done():
             future.set_result(frame)
 
-    def _write(self, data: bytes) -> None:
-        if not self._out:
+    def _write(self, head: bytes, document: bytes) -> None:
+        """Hands over a frame; what is asked in one turn of the loop leaves together at its end."""
+        out = self._out
+        if not out:
             self._loop.call_soon(self._flush)
-        self._out.append(data)
+        out.append(head)
+        out.append(document)
 
     def _flush(self) -> None:
         if self._transport is not None and not self.gone:
@@ -291,8 +298,8 @@ class _Worker:
         self._stderr_transport: asyncio.BaseTransport | None = None
 
     @classmethod
-    async def spawn(cls, binary: Path, memory_mb: int, lost: Callable[[_Link], None]) -> _Worker:
-        """Starts a process and says hello. Raises OSError, WorkerLostError."""
+    async def spawn(cls, binary: Path, memory_mb: int, lost: Callable[[_Link], None], workers: int = 1) -> _Worker:
+        """Starts a process, one of so many, and says hello. Raises OSError, WorkerLostError."""
         ours, theirs = socket.socketpair()
         try:
             with theirs:
@@ -302,7 +309,7 @@ class _Worker:
             raise
         worker = cls(process, _Link(asyncio.get_running_loop(), lost), ours)
         try:
-            await worker._greet()
+            await worker._greet(workers)
         except WorkerLostError as error:
             await worker.bury("it did not start")
             raise WorkerLostError(worker.last_words(error)) from error
@@ -311,11 +318,11 @@ class _Worker:
             raise
         return worker
 
-    async def _greet(self) -> None:
+    async def _greet(self, workers: int) -> None:
         loop = asyncio.get_running_loop()
         self._stderr_transport, _ = await loop.connect_read_pipe(lambda: self._stderr, self.process.stderr)
         await loop.create_connection(lambda: self.link, sock=self._sock)
-        self.link.hello = await self.link.call(Op.HELLO, {}, HELLO_SECONDS)
+        self.link.hello = await self.link.call(Op.HELLO, {"workers": workers}, HELLO_SECONDS)
         if self.link.hello.get("protocol") != PROTOCOL:
             raise WorkerLostError(f"it speaks protocol {self.link.hello.get('protocol')}, not {PROTOCOL}")
 
@@ -415,23 +422,23 @@ class WorkerEngine:
         """Answers within the timeout, whatever happens to the workers."""
         if self._closed or os.getpid() != self._pid:
             return Answer("policy_unavailable", detail="the policy engine is closed")
-        now = self._loop.time()
-        future: asyncio.Future[Answer] = self._loop.create_future()
+        loop = self._loop
+        deadline = loop.time() + timeout_seconds
+        future: asyncio.Future[Answer] = loop.create_future()
         question = _Question(
-            digest.encode("utf-8", "replace"),
-            tenant.encode("utf-8", "replace"),
-            document,
-            now + timeout_seconds,
-            future,
+            digest.encode("utf-8", "replace"), tenant.encode("utf-8", "replace"), document, deadline, future
         )
         self._place(question, timeout_seconds)
         if not future.done():
-            heapq.heappush(self._deadlines, (question.deadline, next(self._sequence), question))
-            if self._timer is None:
-                self._timer = self._loop.call_at(question.deadline, self._on_timer)
-            elif question.deadline < self._timer.when():
-                self._timer.cancel()
-                self._timer = self._loop.call_at(question.deadline, self._on_timer)
+            heap = self._deadlines
+            while heap and heap[0][2].over():
+                heapq.heappop(heap)
+            heapq.heappush(heap, (deadline, next(self._sequence), question))
+            timer = self._timer
+            if timer is None or deadline < timer.when():
+                if timer is not None:
+                    timer.cancel()
+                self._timer = loop.call_at(deadline, self._on_timer)
         return await future
 
     def _place(self, question: _Question, timeout_seconds: float) -> None:
@@ -439,8 +446,7 @@ class WorkerEngine:
         if link is not None:
             try:
                 link.ask(question, timeout_seconds)
-            except ValueError as error:  # larger than a frame
-                link.questions.pop(question.id, None)
+            except ValueError as error:
                 question.answer(Answer("policy_error", detail=str(error)))
         elif not self._links and len(self._waiting) < WAITING_MAX:
             self._waiting.append(question)
@@ -450,11 +456,16 @@ class WorkerEngine:
     def _choose(self) -> _Link | None:
         """The least loaded worker; one that is past a deadline already only when there is no other."""
         best: _Link | None = None
-        least = (0, IN_FLIGHT_MAX)
+        least = IN_FLIGHT_MAX
         for link in self._links:
-            load = (1 if link.overdue else 0, len(link.questions))
-            if not link.busy and load[1] < IN_FLIGHT_MAX and (best is None or load < least):
+            load = len(link.questions)
+            if load < least and not link.overdue and not link.busy:
                 best, least = link, load
+        if best is None:
+            for link in self._links:
+                load = len(link.questions)
+                if load < least and not link.busy:
+                    best, least = link, load
         return best
 
     def _on_timer(self) -> None:
@@ -551,7 +562,7 @@ class WorkerEngine:
     async def _recruit(self) -> None:
         """Starts a worker that knows every constitution in use. Raises OSError, WorkerLostError, _Refused."""
         self._starts.append(time.monotonic())
-        worker = await _Worker.spawn(self._binary, self._memory_mb, self._lost)
+        worker = await _Worker.spawn(self._binary, self._memory_mb, self._lost, self._workers_wanted)
         link = worker.link
         try:
             while missing := self._bundles.keys() - link.digests:
@@ -633,6 +644,20 @@ class WorkerEngine:
         """The constitutional hash of a folder or bundle. Raises: ConstitutionRejected."""
         answer = await self._author(Op.HASH, path, {"path": _absolute(path)})
         return str(answer["digest"])
+
+    async def claims(self, path: Path) -> tuple[str, str]:
+        """The hash of a folder or bundle, and the text that a signature of it signs. Raises: ConstitutionRejected."""
+        answer = await self._author(Op.CLAIMS, path, {"path": _absolute(path)})
+        return str(answer["digest"]), str(answer["payload"])
+
+    async def sign(self, path: Path, out: Path, token: str) -> str:
+        """Writes the bundle with this token as its signature; returns its hash. Raises: ConstitutionRejected."""
+        body = {"path": _absolute(path), "out": _absolute(out), "token": token}
+        return str((await self._author(Op.SIGN, path, body))["digest"])
+
+    async def verify(self, path: Path, keys: Sequence[str]) -> Verified:
+        """Whether one of these public keys (PEM) has signed a bundle. Raises: ConstitutionRejected."""
+        return Verified(**await self._author(Op.VERIFY, path, {"path": _absolute(path), "keys": list(keys)}))
 
     async def check(self, path: Path) -> Checked:
         """Every activation check, the constitution's own tests included."""

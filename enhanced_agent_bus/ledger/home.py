@@ -14,8 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 
 from enhanced_agent_bus.errors import AuditUnavailable, ConfigInvalid, StoreCorrupt, StoreLocked
 from enhanced_agent_bus.ledger.checkpoint import Signer
@@ -220,6 +227,11 @@ def _make(folder: Path, lock: HomeLock) -> Home:
     pem = signer.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     write_atomically(folder / "keys" / "log.key", pem, mode=0o600)
     write_atomically(folder / "keys" / "log.vkey", f"{signer.verifier.vkey}\n".encode())
+    policy = generate_private_key(SECP256R1())
+    pem = policy.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    write_atomically(folder / "keys" / "policy.key", pem, mode=0o600)
+    public = policy.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    write_atomically(folder / "keys" / "policy.pub", public)
     home = Home(folder, bus, node, signer, lock, fresh=True)
     home.write_doubt(None)
     return home

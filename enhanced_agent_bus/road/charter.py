@@ -67,7 +67,9 @@ class Charter:
         fields = {"event": event, "digest": loaded.digest, "revision": loaded.revision, "reason": None, "details": []}
         if event != "unchanged":
             fault("policy.before_swap")
-        active = orjson.dumps({"digest": loaded.digest, "revision": loaded.revision, "source": loaded.source}).decode()
+        self._constitutions.raise_mark(loaded)
+        facts = {"digest": loaded.digest, "revision": loaded.revision, "source": loaded.source, "signed": loaded.signed}
+        active = orjson.dumps(facts).decode()
 
         def then(error: BusError | None) -> None:
             if error is None and event != "unchanged":
