@@ -42,6 +42,8 @@ def allowed(schema: dict[str, Any]) -> str:
     """What a setting may be, in the words of the page."""
     if schema.get("type") == "boolean":
         return "true or false"
+    if schema.get("type") == "array":
+        return "a list of paths"
     values = [schema["const"]] if "const" in schema else schema.get("enum", [])
     if values:
         return " or ".join(json.dumps(value) for value in values)
