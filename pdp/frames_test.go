@@ -107,12 +107,13 @@ type conversation struct {
 	conn net.Conn
 	read *bufio.Reader
 	done chan error
+	with *server
 }
 
 func converse(t *testing.T) *conversation {
 	ours, theirs := net.Pipe()
-	c := &conversation{t: t, conn: ours, read: bufio.NewReader(ours), done: make(chan error, 1)}
-	go func() { c.done <- newServer(theirs).serve() }()
+	c := &conversation{t: t, conn: ours, read: bufio.NewReader(ours), done: make(chan error, 1), with: newServer(theirs)}
+	go func() { c.done <- c.with.serve() }()
 	t.Cleanup(func() { _ = ours.Close() })
 	return c
 }
