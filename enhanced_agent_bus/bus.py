@@ -315,7 +315,7 @@ class AgentBus:
     def security_state(self) -> list[str]:
         """Every weakening in force, sorted."""
         loaded = self._desk.admission.active.loaded
-        found = {*self._weakenings, *self._desk.ledger.weakenings}
+        found = {*self._weakenings, *self._desk.ledger.weakenings, *self._engine.weakenings}
         if loaded.source == "folder":
             found.add("constitution_folder")
         elif not loaded.signed:

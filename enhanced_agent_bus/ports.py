@@ -113,7 +113,12 @@ class PolicyEngine(Protocol):
 
     @property
     def label(self) -> Mapping[str, str]:
-        """What decided, for the log: name, OPA version, digest of the capabilities file."""
+        """What decided, for the log: name, OPA version, digest of the capabilities file. Replaced, never edited."""
+        ...
+
+    @property
+    def weakenings(self) -> Sequence[str]:
+        """What is weaker about this engine than deciding in place, as far as it is known by now."""
         ...
 
     async def load(self, path: Path) -> Loaded:

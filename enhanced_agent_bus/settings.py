@@ -13,12 +13,15 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from enhanced_agent_bus.errors import ConfigInvalid
 
 PREFIX = "EAB_"
+EMBEDDED = "embedded"
+POLICY_FILES = ("token_file", "tls_ca", "tls_cert", "tls_key")
 #: Variables with our prefix that are not settings; the last one is for this package's own tests.
 OTHER_VARIABLES = frozenset({"EAB_HOME", "EAB_FAULTPOINT", "EAB_DEBUG", "EAB_HYPOTHESIS"})
 
@@ -41,15 +44,54 @@ class Constitution(Section):
     grace_seconds: SecondsOrNone = 0.0
 
 
+def _engine(value: str) -> str:
+    """Raises: ValueError, for anything but "embedded" and the address of an OPA server."""
+    if value == EMBEDDED:
+        return value
+    scheme, _, rest = value.partition("://")
+    if scheme == "unix":
+        if not rest.startswith("/") or rest.endswith("/") or "\0" in rest:
+            raise ValueError("it does not name a socket by its whole path")
+        return value
+    if scheme not in ("http", "https") or not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("it is no address of an OPA server")
+    parts = urlsplit(value)
+    if "@" in parts.netloc:
+        raise ValueError("a token belongs into the file that policy.token_file names, not into the address")
+    if not parts.hostname or parts.port == 0:  # urlsplit itself raises ValueError for a port that is none
+        raise ValueError("it names no host")
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ValueError("it has more than a scheme, a host and a port; the bus asks /v1/data/bus/decision there")
+    return f"{scheme}://{parts.netloc}"
+
+
 class Policy(Section):
     """The policy decision point and the decision cache."""
 
-    engine: Literal["embedded"] = "embedded"
+    engine: Annotated[
+        str,
+        AfterValidator(_engine),
+        Field(description='"embedded", "http://host:port", "https://host:port" or "unix:///path"'),
+    ] = EMBEDDED
+    bundle: Annotated[str, Field(min_length=1, max_length=256, description="a name")] = "eab"
     timeout_seconds: Seconds = 0.25
     workers: Annotated[int, Field(ge=1, le=64)] = 2
     memory_mb: Annotated[int, Field(ge=64, le=65_536)] = 512
     cache_entries: Annotated[int, Field(ge=0, le=10_000_000)] = 10_000
     cache_seconds: Seconds = 300.0
+    token_file: Path | None = None
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+
+    @field_validator("tls_ca", "tls_cert", "tls_key")
+    @classmethod
+    def _has_a_use(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and not str(info.data.get("engine", "https:")).startswith(("https:", EMBEDDED)):
+            raise ValueError("it is for a server at https://, and policy.engine names another")
+        if value is not None and info.field_name == "tls_key" and info.data.get("tls_cert") is None:
+            raise ValueError("it is the key of policy.tls_cert, which is not given")
+        return value
 
 
 class Limits(Section):
@@ -134,6 +176,11 @@ def _from_file(path: Path) -> dict[str, Any]:
             section["path"] = str(path.parent / section["path"])
         if isinstance(section.get("trust"), list):
             section["trust"] = [str(path.parent / one) if isinstance(one, str) else one for one in section["trust"]]
+    policy = values.get("policy")
+    if isinstance(policy, dict):
+        for key in POLICY_FILES:
+            if isinstance(policy.get(key), str):
+                policy[key] = str(path.parent / policy[key])
     return values
 
 
@@ -172,7 +219,8 @@ def _explained(error: ValidationError) -> ConfigInvalid:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
-        return ConfigInvalid(f"the setting {where} cannot be used: {first['msg']}", remedy=_what_may_be(first["loc"]))
+        why = first["msg"].removeprefix("Value error, ")
+        return ConfigInvalid(f"the setting {where} cannot be used: {why}", remedy=_what_may_be(first["loc"]))
     known = _known_keys()
     near = difflib.get_close_matches(where, known, n=1, cutoff=0.0)
     return ConfigInvalid(f"there is no setting {where}", remedy=f"did you mean {near[0]}?")
@@ -186,7 +234,9 @@ def _what_may_be(place: tuple[int | str, ...]) -> str:
     if len(place) == 1:
         keys = ", ".join(type(section).model_fields)
         return f"{place[0]} is a table of {keys}"
-    default = getattr(section, str(place[1]))
+    default, described = getattr(section, str(place[1])), type(section).model_fields[str(place[1])].description
+    if described is not None:
+        return f"write {described}"
     return "leave it out" if default is None else f"leave it out, or write the default, {json.dumps(default)}"
 
 

@@ -99,7 +99,8 @@ class Remember:
 class Answer:
     """What an engine said to one question. `code` is None when `body` is the JSON of the decision document.
 
-    Otherwise policy_undefined, policy_error, policy_timeout or policy_unavailable, and `detail` says why.
+    Otherwise policy_undefined, policy_error, policy_timeout, policy_unavailable, policy_malformed or
+    policy_revision_mismatch (the document may be there too, and decides nothing), and `detail` says why.
     """
 
     code: str | None

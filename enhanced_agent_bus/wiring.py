@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from enhanced_agent_bus import faultpoints
 from enhanced_agent_bus.admission.chain import Admission
@@ -29,7 +29,10 @@ from enhanced_agent_bus.ledger.memory import MemoryLedger
 from enhanced_agent_bus.ledger.sqlite import SqliteLedger
 from enhanced_agent_bus.ports import Clock, Gate, Ledger
 from enhanced_agent_bus.routing.registry import Registry
-from enhanced_agent_bus.settings import Settings, load_settings
+from enhanced_agent_bus.settings import EMBEDDED, Policy, Settings, load_settings
+
+if TYPE_CHECKING:
+    from enhanced_agent_bus.engines.server import ServerEngine
 
 MEMORY: Final = ":memory:"
 THREADS_MAX: Final = 32  # for handlers that are plain functions
@@ -76,7 +79,7 @@ async def _build(
     trust = [signing.public_pem(path) for path in settings.constitution.trust]
     place, ledger, constitutions_folder = await _ledger(stack, folder, settings, clock)
     policy = settings.policy
-    engine = await WorkerEngine.start(workers=policy.workers, memory_mb=policy.memory_mb)
+    engine = await _engine(policy)
     stack.push_async_callback(engine.close)
     randomness = Randomness()
     admission = Admission(
@@ -154,6 +157,22 @@ def _require_mark(home: Home, ledger: Ledger) -> None:
         )
 
 
+async def _engine(policy: Policy) -> WorkerEngine | ServerEngine:
+    if policy.engine == EMBEDDED:
+        return await WorkerEngine.start(workers=policy.workers, memory_mb=policy.memory_mb)
+    from enhanced_agent_bus.engines.server import ServerEngine  # noqa: PLC0415 - httpx takes longer to load than the bus
+
+    return await ServerEngine.start(
+        policy.engine,
+        bundle=policy.bundle,
+        token_file=policy.token_file,
+        tls_ca=policy.tls_ca,
+        tls_cert=policy.tls_cert,
+        tls_key=policy.tls_key,
+        memory_mb=policy.memory_mb,
+    )
+
+
 async def _ledger(
     stack: AsyncExitStack, folder: Path | None, settings: Settings, clock: Clock
 ) -> tuple[Home | None, Ledger, Path]:
@@ -173,7 +192,9 @@ async def _ledger(
     return home, ledger, home.constitutions
 
 
-async def _choose_constitution(bus: AgentBus, engine: WorkerEngine, ledger: Ledger, settings: Settings) -> None:
+async def _choose_constitution(
+    bus: AgentBus, engine: WorkerEngine | ServerEngine, ledger: Ledger, settings: Settings
+) -> None:
     """The one that was active, unless the given one is newer (contract §3): for a folder, any change since."""
     given = settings.constitution.path
     stored = ledger.setting("constitution")

@@ -55,7 +55,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
 COMMON: Final = frozenset({"orjson", "pydantic"})
 #: What one room uses besides.
 THIRD_PARTY: Final[dict[str, frozenset[str]]] = {
-    "engines": frozenset({"cachetools"}),
+    "engines": frozenset({"cachetools", "h11", "httpx"}),
     "ledger": frozenset({"cryptography"}),
     "audit": frozenset({"cryptography"}),
     "authoring": frozenset({"cryptography"}),

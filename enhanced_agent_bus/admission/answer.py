@@ -92,18 +92,13 @@ class _Document(_Shape):
 
 def ruling(answer: Answer) -> Ruling | Refusal:
     """The ruling in an answer, or the refusal that stands for having none."""
+    document = _read(answer.body) if answer.body else None
+    if isinstance(document, Refusal):
+        return document  # no decision at all, whatever else is wrong with it
     if answer.code is not None:
-        return Refusal(answer.code, _told(answer), _REMEDY.get(answer.code, ""))
-    if not answer.body:
-        return Refusal("policy_undefined", _WHY["policy_undefined"], _REMEDY["policy_undefined"])
-    try:
-        json.loads(answer.body, object_pairs_hook=_once)  # pydantic takes the last of keys that stand twice
-        document = _Document.model_validate_json(answer.body)
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, _Twice) as error:
-        what = str(error) if isinstance(error, _Twice) else "is not JSON"
-        return Refusal("policy_malformed", f"data.bus.decision {what}", _REMEDY["policy_malformed"])
-    except ValidationError as error:
-        return _malformed("data.bus.decision", error)
+        return Refusal(answer.code, _told(answer), _REMEDY_OF_ENGINE.get(answer.code, ""))
+    if document is None:
+        return Refusal("policy_undefined", _WHY["policy_undefined"], _REMEDY_OF_ENGINE["policy_undefined"])
     obligations = tuple(item.model_dump() for item in document.obligations)
     refusal = _obligations_refused(obligations) if document.allow else None
     if refusal is not None:
@@ -123,6 +118,17 @@ def ruling(answer: Answer) -> Ruling | Refusal:
         remember=tuple(Remember(item.scope, item.key, item.value, item.add) for item in document.remember),
         obligations=obligations,
     )
+
+
+def _read(body: bytes) -> _Document | Refusal:
+    try:
+        json.loads(body, object_pairs_hook=_once)  # pydantic takes the last of keys that stand twice
+        return _Document.model_validate_json(body)
+    except ValidationError as error:
+        return _malformed("data.bus.decision", error)
+    except (ValueError, RecursionError, _Twice) as error:  # ValueError: no JSON, no UTF-8, or too many digits
+        what = str(error) if isinstance(error, _Twice) else "is not JSON"
+        return Refusal("policy_malformed", f"data.bus.decision {what}", MALFORMED_REMEDY)
 
 
 class _Twice(Exception):
@@ -154,7 +160,7 @@ def _obligations_refused(obligations: Sequence[Mapping[str, Any]]) -> Refusal | 
 def _malformed(what: str, error: ValidationError) -> Refusal:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])[:WHERE_CHARS_MAX]
-    return Refusal("policy_malformed", f"{what} {where}: {first['msg']}", _REMEDY["policy_malformed"])
+    return Refusal("policy_malformed", f"{what} {where}: {first['msg']}", MALFORMED_REMEDY)
 
 
 def _told(answer: Answer) -> str:
@@ -173,9 +179,11 @@ _WHY: Final = {
     "policy_unavailable": "no policy worker could be asked",
     "policy_error": "a built-in failed while the policy was evaluated",
 }
-_REMEDY: Final = {
+MALFORMED_REMEDY: Final = "answer with allow and, where wanted, reasons, hold, remember and obligations; nothing else"
+_REMEDY_OF_ENGINE: Final = {
     "policy_undefined": "make data.bus.decision always defined: `default allow := false`",
-    "policy_malformed": "answer with allow and, where wanted, reasons, hold, remember and obligations; nothing else",
+    "policy_malformed": "see `eab doctor`: something else than an OPA server may answer at policy.engine",
+    "policy_revision_mismatch": "have the OPA server serve the active constitution, or activate the one that it serves",
     "policy_error": "run `eab policy explain` on this message and guard the built-in that failed",
     "policy_timeout": "simplify the rule, or raise policy.timeout_seconds",
     "policy_unavailable": "see `eab doctor`; send again with the same id",

@@ -319,6 +319,7 @@ class Admission:
         question = orjson.dumps({**document, "message": message})
         left = max(deadline - self._clock.monotonic(), 0.001)
         answer = await self._engine.decide(sight.active.digest, envelope.tenant, question, left)
+        self._record.engine = self._engine.label  # a server can have become another one
         return ruling(answer), answer.eval_us
 
     def _owners(self, case: Case) -> dict[str, tuple[str, str]]:

@@ -23,7 +23,7 @@ FACTS_SHOWN_MAX: Final = 16  # a scope with more stands apart whole, so that eve
 class Told(NamedTuple):
     """All that a decision record says, not yet written out."""
 
-    engine: dict[str, str]
+    engine: Mapping[str, str]
     case: Case
     active: Active
     sender_n: int
@@ -86,7 +86,7 @@ class Record:
     def __init__(self, *, clock: Clock, randomness: Randomness, engine: Mapping[str, str]) -> None:
         self._clock = clock
         self._randomness = randomness
-        self._engine = dict(engine)
+        self.engine = engine  # replaced, never edited: a record written later says what decided then
         self._last_us = 0
 
     def next_id(self, case: Case) -> str:
@@ -112,7 +112,7 @@ class Record:
         Fields of a plain decision are made when they are asked for.
         """
         told = Told(
-            self._engine, case, active, sender_n, verdict, code, reasons, decision_id, sight, cached_from, eval_us
+            self.engine, case, active, sender_n, verdict, code, reasons, decision_id, sight, cached_from, eval_us
         )
         if not reasons and sight is not None and sight.plain and not case.addressed.envelope.headers:
             return told.plain, None

@@ -416,6 +416,10 @@ class WorkerEngine:
     def label(self) -> Mapping[str, str]:
         return self._label
 
+    @property
+    def weakenings(self) -> tuple[str, ...]:
+        return ()
+
     # --- deciding
 
     async def decide(self, digest: str, tenant: str, document: bytes, timeout_seconds: float) -> Answer:

@@ -40,6 +40,8 @@ def toml(value: object) -> str:
 
 def allowed(schema: dict[str, Any]) -> str:
     """What a setting may be, in the words of the page."""
+    if "description" in schema:
+        return str(schema["description"])
     if schema.get("type") == "boolean":
         return "true or false"
     if schema.get("type") == "array":

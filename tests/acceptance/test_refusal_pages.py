@@ -7,7 +7,7 @@ import pytest
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "refusals"
 
-# The contract's codes, and approval_refused of approvers, without those of OPA servers, breakers and shared transports.
+# The contract's codes, and approval_refused of approvers, without those of breakers and shared transports.
 CODES = frozenset(
     [
         "malformed",
@@ -26,6 +26,7 @@ CODES = frozenset(
         "policy_error",
         "policy_timeout",
         "policy_unavailable",
+        "policy_revision_mismatch",
         "obligation_unknown",
         "facts_full",
         "gate_refused",

@@ -9,7 +9,8 @@ import io
 import json
 import subprocess
 import tarfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ import pytest_asyncio
 from enhanced_agent_bus.engines.worker import WorkerEngine
 from enhanced_agent_bus.errors import ConstitutionRejected, EngineMissing
 from enhanced_agent_bus.ports import Checked, PolicyEngine
+from tests.opa import served_engine
 from tests.support import constitution_digest, write_constitution
 
-ENGINES: Mapping[str, Callable[[], Awaitable[PolicyEngine]]] = {"embedded": WorkerEngine.start}
 SECONDS = 5.0
 
 INPUT: dict[str, Any] = {
@@ -51,12 +52,25 @@ def document(**payload: Any) -> bytes:
     return json.dumps({**INPUT, "message": {**INPUT["message"], "payload": payload}}).encode()
 
 
-@pytest_asyncio.fixture(params=list(ENGINES))
-async def engine(request: pytest.FixtureRequest) -> AsyncIterator[PolicyEngine]:
-    """One engine of each kind, ready to load."""
-    made = await ENGINES[request.param]()
+@asynccontextmanager
+async def embedded(_opa: Path) -> AsyncIterator[PolicyEngine]:
+    """The worker that comes with the package."""
+    made = await WorkerEngine.start()
     yield made
     await made.close()
+
+
+ENGINES: Mapping[str, Callable[[Path], AbstractAsyncContextManager[PolicyEngine]]] = {
+    "embedded": embedded,
+    "server": served_engine,
+}
+
+
+@pytest_asyncio.fixture(params=list(ENGINES))
+async def engine(request: pytest.FixtureRequest, opa_binary: Path) -> AsyncIterator[PolicyEngine]:
+    """One engine of each kind, ready to load."""
+    async with ENGINES[request.param](opa_binary) as made:
+        yield made
 
 
 @pytest_asyncio.fixture
@@ -122,24 +136,29 @@ async def test_nothing_decided_is_undefined(engine: PolicyEngine, constitution_d
         pytest.param("admit if not 1 / count(input.message.payload.list) > 0", id="division by zero"),
         pytest.param("admit if to_number(input.message.payload.ip) > 0", id="no number"),
         pytest.param(
-            'admit if json.match_schema({}, {"$ref": input.message.payload.ref})[0]',
-            id="schema from a file of the machine",
-        ),
-        pytest.param(
             "admit if count(x) > 0\n\nx := 1 if input.message.payload.ip\n\nx := [1] if input.message.id", id="conflict"
         ),
     ],
 )
 async def test_a_builtin_that_fails_is_an_error_and_never_an_allow(
-    engine: PolicyEngine, constitution_dir: Make, tmp_path: Path, body: str
+    engine: PolicyEngine, constitution_dir: Make, body: str
 ) -> None:
-    """Plain OPA drops the rule that fails, so that a broken deny allows; here it refuses."""
-    (tmp_path / "schema.json").write_text("{}")
+    """Plain OPA drops the rule that fails, so that a broken deny allows; here it refuses, and says where that was."""
     loaded = await engine.load(constitution_dir({"careful": body}))
-    question = document(ip="10.0.0.256[", list=[], ref=(tmp_path / "schema.json").as_uri())
-    answer = await engine.decide(loaded.digest, "acme", question, SECONDS)
+    answer = await engine.decide(loaded.digest, "acme", document(ip="10.0.0.256[", list=[]), SECONDS)
     assert (answer.code, answer.body) == ("policy_error", b"")
-    assert answer.detail
+    assert answer.detail.startswith("bus/rules/careful/careful.rego:")
+
+
+async def test_a_schema_that_is_named_by_a_message_is_not_fetched(
+    worker: WorkerEngine, constitution_dir: Make, tmp_path: Path
+) -> None:
+    """A `$ref` to a file of the machine is an error in the worker; a server follows it, hence a weakening there."""
+    (tmp_path / "schema.json").write_text("{}")
+    body = 'admit if json.match_schema({}, {"$ref": input.message.payload.ref})[0]'
+    loaded = await worker.load(constitution_dir({"careful": body}))
+    question = document(ref=(tmp_path / "schema.json").as_uri())
+    assert (await worker.decide(loaded.digest, "acme", question, SECONDS)).code == "policy_error"
 
 
 LOOPS = "admit if count([1 | some a in numbers.range(1, 4000); some b in numbers.range(1, 4000); a + b == -1]) == 0"
@@ -169,9 +188,7 @@ async def test_a_dropped_constitution_decides_nothing(engine: PolicyEngine, cons
     assert (await engine.decide(second.digest, "acme", document(), SECONDS)).code is None
 
 
-@pytest.mark.parametrize(
-    "text", [b"", b"{", b'{"a":1,"a":2}', b"\xff", b"[" * 100_000], ids=["empty", "cut", "twice", "bytes", "deep"]
-)
+@pytest.mark.parametrize("text", [b"", b"{", b"\xff", b"[" * 100_000], ids=["empty", "cut", "bytes", "deep"])
 async def test_an_input_that_is_not_json_decides_nothing(
     engine: PolicyEngine, constitution_dir: Make, text: bytes
 ) -> None:
@@ -179,6 +196,12 @@ async def test_an_input_that_is_not_json_decides_nothing(
     loaded = await engine.load(constitution_dir())
     assert (await engine.decide(loaded.digest, "acme", text, SECONDS)).code == "policy_error"
     assert (await engine.decide(loaded.digest, "acme", document(), SECONDS)).code is None
+
+
+async def test_an_input_with_a_key_twice_decides_nothing(worker: WorkerEngine, constitution_dir: Make) -> None:
+    """The worker is as strict as admission, which makes no such input; a server would take the last one."""
+    loaded = await worker.load(constitution_dir())
+    assert (await worker.decide(loaded.digest, "acme", b'{"a":1,"a":2}', SECONDS)).code == "policy_error"
 
 
 async def test_a_question_larger_than_a_frame_is_refused(engine: PolicyEngine, constitution_dir: Make) -> None:
@@ -210,8 +233,10 @@ async def test_a_cancelled_question_leaves_the_others_alone(engine: PolicyEngine
     assert (await engine.decide(other.digest, "acme", document(), SECONDS)).code is None
 
 
-async def test_what_the_label_says(engine: PolicyEngine) -> None:
+async def test_what_the_label_says(engine: PolicyEngine, constitution_dir: Make) -> None:
     """Each decision can name what decided: engine, OPA's version, the capabilities' digest."""
+    await engine.load(constitution_dir())
+    assert engine.label["name"] in ENGINES
     assert engine.label["opa"] == "1.22.2"
     assert len(engine.label["capabilities"]) == 64
 
