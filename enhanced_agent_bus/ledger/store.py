@@ -26,7 +26,7 @@ from enhanced_agent_bus.ports import Clock, Entry, Move, StoredMessage
 #: How much of the log is verified at an opening at least, where it is that long: a quarter second's worth.
 VERIFY_RECORDS_MIN: Final = 20_000
 WAL_PAGES: Final = 10_000
-CACHE_KIBIBYTES: Final = 65_536
+CACHE_KIBIBYTES: Final = 16_384
 #: A newer checkpoint file is not written more often than this, but at a quiet moment and at close.
 CHECKPOINT_FILE_SECONDS: Final = 0.2
 HEARTBEAT_SECONDS: Final = 3600.0
