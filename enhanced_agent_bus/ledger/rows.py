@@ -21,7 +21,7 @@ RECORD_BYTES_MAX: Final = 65_535
 _FRONT_BYTES_MAX: Final = 512
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 #: What both a decision record and an envelope say, in the envelope's order.
-_ENVELOPE_IN_RECORD: Final = itemgetter(
+_IN_BOTH: Final = (
     "type",
     "priority",
     "sender",
@@ -35,12 +35,19 @@ _ENVELOPE_IN_RECORD: Final = itemgetter(
     "payload",
     "digest",
 )
+_ENVELOPE_IN_RECORD: Final = itemgetter(*_IN_BOTH)
+_IN_ENVELOPE: Final = itemgetter(
+    *(Envelope._fields.index({"payload": "commitment"}.get(name, name)) for name in _IN_BOTH)
+)
+#: Bytes to store: `sqlite3` takes a bytearray as it is, and looks for a converter of bytes each time.
+blob: Final = bytearray
+_NO_HEADERS: Final = blob(b"{}")
 _NOT_ASCII: Final = re.compile(r"[^\x00-\x7f]+")
 
 
 def rfc3339(at_us: int) -> str:
     """Microseconds since 1970 as RFC 3339 UTC with six decimals."""
-    return f"{_EPOCH + timedelta(microseconds=at_us):%Y-%m-%dT%H:%M:%S.%f}Z"
+    return (_EPOCH + timedelta(microseconds=at_us)).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def _escaped(match: re.Match[str]) -> str:
@@ -61,27 +68,30 @@ def rest_of_record(entry: Entry) -> bytes:
 
     Raises: BusError (too_large), for more than a record can take; TypeError or ValueError, for what JSON cannot say.
     """
-    rest = orjson.dumps(fields_of(entry))
+    return written(entry.kind, fields_of(entry))
+
+
+def written(kind: str, fields: Mapping[str, Any]) -> bytes:
+    """`rest_of_record` of such fields."""
+    rest = orjson.dumps(fields)
     if not rest.isascii():
         # Outside of strings JSON is ASCII, so every other character may be replaced by its escape.
         rest = _NOT_ASCII.sub(_escaped, rest.decode()).encode("ascii")
     if len(rest) > RECORD_BYTES_MAX - _FRONT_BYTES_MAX:
         raise BusError(
-            f"a {entry.kind} record of {len(rest)} bytes is more than a record can hold",
+            f"a {kind} record of {len(rest)} bytes is more than a record can hold",
             code="too_large",
             remedy=f"keep it under {RECORD_BYTES_MAX - _FRONT_BYTES_MAX} bytes",
         )
     return b"," + rest[1:] if len(rest) > len(b"{}") else b"}"
 
 
-def message_row(seq: int, at_us: int, entry: Entry, opening: Opening) -> tuple[Any, ...]:
-    """What a message is, as far as the record that opens it does not say it already."""
+def message_row(seq: int, at_us: int, opening: Opening, *, told: bool) -> tuple[Any, ...]:
+    """What a message is, as far as it is not told by the record that opens it."""
     envelope = opening.envelope
-    told = _told(fields_of(entry))
-    known = (*envelope[1:10], envelope.hops, envelope.commitment, envelope.digest)
     text = orjson.dumps(
         (
-            None if told == known else known,
+            None if told else _IN_ENVELOPE(envelope),
             envelope.created_us,
             envelope.expires_us,
             envelope.headers_commitment,
@@ -92,20 +102,21 @@ def message_row(seq: int, at_us: int, entry: Entry, opening: Opening) -> tuple[A
             opening.hold_expires_us,
         )
     )
-    return (seq, envelope.id, opening.state, envelope.recipient, text.decode(), None)
+    return (seq, envelope.id, opening.state, envelope.recipient, text.decode())
 
 
-def _told(fields: Mapping[str, Any]) -> tuple[Any, ...] | None:
+def tells(fields: Mapping[str, Any], envelope: Envelope) -> bool:
+    """Whether a record with such fields says of an envelope all that it has in common with one."""
     try:
-        told: tuple[Any, ...] = _ENVELOPE_IN_RECORD(fields)
+        return bool(_ENVELOPE_IN_RECORD(fields) == _IN_ENVELOPE(envelope))
     except KeyError:
-        return None
-    return told
+        return False
 
 
 def payload_row(seq: int, envelope: Envelope) -> tuple[Any, ...]:
     """What stands apart from the record, so that it can be erased."""
-    return (seq, envelope.salt, envelope.body, orjson.dumps(envelope.headers) if envelope.headers else b"{}")
+    headers = blob(orjson.dumps(envelope.headers)) if envelope.headers else _NO_HEADERS
+    return (seq, blob(envelope.salt), blob(envelope.body), headers)
 
 
 def move_row(move: Move) -> tuple[Any, ...]:

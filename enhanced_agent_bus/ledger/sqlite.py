@@ -1,4 +1,4 @@
-"""The ledger that keeps: entries queue up on the loop, one writer thread commits all that came during the last fsync.
+"""The ledger that keeps: the loop hands over what it puts in a turn, one thread commits all that came since its last.
 
 Not here: what a commit consists of (store), what is read back (reads), what the home is (home).
 """
@@ -36,6 +36,7 @@ UNWRITABLE: Final = (
     TypeError,
     OverflowError,
 )
+_FORKED: Final = "belongs to the process that was forked"
 _REMEDY: Final = "nothing was delivered; once the disk answers, send again with the same id"
 
 
@@ -56,8 +57,9 @@ class SqliteLedger:
     def __init__(self, home: Home, store: Store, writer: _Writer) -> None:
         self.on_failure: Callable[[], None] | None = None
         self._home = home
+        self._loop = asyncio.get_running_loop()
         self._writer = writer
-        self._queue = writer.queue
+        self._put: list[Queued] = []  # in this turn of the loop: the writer gets them at its end
         self._reads = Reads(home.database)
         self._pid = os.getpid()
         self._generation = 0
@@ -88,19 +90,38 @@ class SqliteLedger:
         return self._home.node
 
     def put(self, entry: Entry) -> None:
+        if self._closed or (not self._put and os.getpid() != self._pid):
+            _tell(entry, -1, _over("is closed") if self._closed else _over(_FORKED))
+            return
+        fields, opening = entry.fields, entry.opening
         try:
-            rest = rows.rest_of_record(entry)
+            if not isinstance(fields, dict):
+                fields = fields()  # and not kept: the collector of cyclic garbage has the less to walk over
+            rest = rows.written(entry.kind, fields)
         except BusError as error:
             _tell(entry, -1, error)
             return
         except (TypeError, ValueError) as error:
             _tell(entry, -1, BusError(f"a {entry.kind} record cannot be written as JSON: {error}", code="malformed"))
             return
-        if self._closed or os.getpid() != self._pid:
-            why = "the log is closed" if self._closed else "the log belongs to the process that was forked"
-            _tell(entry, -1, AuditUnavailable(why, remedy="open the bus anew"))
+        if not self._put:
+            self._loop.call_soon(self._hand_over)
+        told = opening is not None and rows.tells(fields, opening.envelope)
+        self._put.append((entry, rest, told))
+
+    def _hand_over(self) -> None:
+        """Gives the writer what was put in this turn, in one piece.
+
+        Woken by the first entry, it would commit that one alone, and wait for Python's lock while the loop is busy.
+        """
+        put, self._put = self._put, []
+        if not put:
             return
-        self._queue.put(Queued(entry, rest, self._generation))
+        if os.getpid() != self._pid:
+            for entry, _, _ in put:
+                _tell(entry, -1, _over(_FORKED))
+            return
+        self._writer.queue.put((self._generation, put))
 
     def size(self) -> int:
         return self._size
@@ -136,13 +157,14 @@ class SqliteLedger:
 
     def _read(self) -> Reads:
         if os.getpid() != self._pid:
-            raise AuditUnavailable("the log belongs to the process that was forked", remedy="open the bus anew")
+            raise _over(_FORKED)
         return self._reads
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
+        self._hand_over()
         # Read connections first: the last one to close folds the WAL into the database.
         self._reads.close()
         await self._writer.close()
@@ -150,14 +172,23 @@ class SqliteLedger:
 
     # --- what the writer reports, on the loop ----------------------------------------------------------------------
 
-    def heard(self, commits: _Committed) -> None:
+    def heard(self, committed: _Committed) -> None:
         """A commit is durable."""
-        first, entries, self._size, self._accounting = commits
-        for seq, entry in enumerate(entries, first):
-            _tell(entry, seq, None)
+        seq, entries, self._size, self._accounting = committed
+        for entry in entries:
+            if entry.admitted is not None:
+                entry.recorded = Recorded(entry.admitted, seq)
+            done, entry.done = entry.done, None  # what it is bound to often holds the entry: a circle otherwise
+            if done is not None:
+                try:
+                    done(seq, None)
+                except Exception as broken:  # noqa: BLE001 - see `_broken`
+                    _broken(broken)
+            seq += 1
 
     def failed(self, entries: list[Entry], error: AuditUnavailable, generation: int) -> None:
         """The store broke; entries put until now belong to what is void."""
+        self._hand_over()
         if generation > self._generation:
             self._generation = generation
             self._reads.close()
@@ -167,16 +198,23 @@ class SqliteLedger:
             _tell(entry, -1, error)
 
 
-def _tell(entry: Entry, seq: int, error: BusError | None) -> None:
-    if error is None and entry.admitted is not None:
-        entry.recorded = Recorded(entry.admitted, seq)
-    done, entry.done = entry.done, None  # what it is bound to often holds the entry: a circle for the collector
+def _tell(entry: Entry, seq: int, error: BusError) -> None:
+    done, entry.done = entry.done, None
     if done is None:
         return
     try:
         done(seq, error)
-    except Exception as broken:  # noqa: BLE001 - as asyncio does: one caller's bug must not cost the others their answer
-        asyncio.get_running_loop().call_exception_handler({"message": "Entry.done raised", "exception": broken})
+    except Exception as broken:  # noqa: BLE001 - see `_broken`
+        _broken(broken)
+
+
+def _broken(error: Exception) -> None:
+    """As asyncio does: one caller's bug must not cost the others their answer."""
+    asyncio.get_running_loop().call_exception_handler({"message": "Entry.done raised", "exception": error})
+
+
+def _over(why: str) -> AuditUnavailable:
+    return AuditUnavailable(f"the log {why}", remedy="open the bus anew")
 
 
 def _open_store(home: Home, clock: Clock) -> Store:
@@ -200,7 +238,9 @@ class _Writer:
     def __init__(
         self, home: Home, clock: Clock, store: Store, checkpoint_seconds: float, checkpoint_records: int
     ) -> None:
-        self.queue: queue.SimpleQueue[Queued | None] = queue.SimpleQueue()
+        #: What was put in one turn of the loop, and in which generation of the store; None to end.
+        self.queue: queue.SimpleQueue[tuple[int, list[Queued]] | None] = queue.SimpleQueue()
+        self._waiting: list[Queued] = []  # handed over, for this commit and those after it
         self._home = home
         self._clock = clock
         self._store: Store | None = store
@@ -225,7 +265,7 @@ class _Writer:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopping:
+        while self._waiting or not self._stopping:
             batch = self._take()
             try:
                 self._turn(batch)
@@ -235,24 +275,31 @@ class _Writer:
         self._post(self._ended.set)
 
     def _take(self) -> list[Queued]:
-        """All that has queued, waiting for the first until something else is due."""
-        try:
-            item = self.queue.get(timeout=self._idle_seconds())
-        except queue.Empty:
-            return []
-        batch: list[Queued] = []
-        get = self.queue.get_nowait
-        for _ in range(min(self.queue.qsize(), BATCH_ENTRIES_MAX - 1)):
-            if item is not None:
-                batch.append(item)
-            else:
-                self._stopping = True
-            item = get()
-        if item is not None:
-            batch.append(item)
-        else:
-            self._stopping = True
+        """All that was handed over, waiting for the first until something else is due."""
+        if not self._waiting:
+            with contextlib.suppress(queue.Empty):
+                self._receive(self.queue.get(timeout=self._idle_seconds()))
+        self._receive_all()
+        batch = self._waiting[:BATCH_ENTRIES_MAX]
+        del self._waiting[:BATCH_ENTRIES_MAX]
         return batch
+
+    def _receive_all(self) -> None:
+        while not self.queue.empty():
+            self._receive(self.queue.get_nowait())
+
+    def _receive(self, handed: tuple[int, list[Queued]] | None) -> None:
+        if handed is None:
+            self._stopping = True
+            return
+        generation, put = handed
+        if generation < self._generation:
+            # Put before the loop had heard that the store broke: void like the rest of that time.
+            stale = [entry for entry, _, _ in put if not entry.certain]
+            if stale:
+                self._post(self._ledger.failed, stale, _unavailable("the log broke meanwhile"), self._generation)
+            put = [item for item in put if item[0].certain]
+        self._waiting += put
 
     def _idle_seconds(self) -> float:
         if self._store is None:
@@ -264,11 +311,7 @@ class _Writer:
 
     def _turn(self, batch: list[Queued]) -> None:
         store = self._store if self._store is not None else self._mend()
-        stale = [item.entry for item in batch if item.generation < self._generation and not item.entry.certain]
-        if stale:
-            # Put before the loop had heard that the store broke: void like the rest of that time.
-            self._post(self._ledger.failed, stale, _unavailable("the log broke meanwhile"), self._generation)
-        batch[:] = self._certain + [i for i in batch if i.generation >= self._generation or i.entry.certain]
+        batch[:0] = self._certain
         self._certain = []
         due = (
             store.records_since_checkpoint() + len(batch) >= self._checkpoint_records
@@ -278,7 +321,7 @@ class _Writer:
             self._write(store, batch, checkpoint=due)
             batch.clear()
         file_due = store.file_due_in()
-        if file_due is not None and (file_due <= 0 or self.queue.empty()):
+        if file_due is not None and (file_due <= 0 or (self.queue.empty() and not self._waiting)):
             store.file_checkpoint()
 
     def _write(self, store: Store, batch: list[Queued], *, checkpoint: bool) -> None:
@@ -297,14 +340,14 @@ class _Writer:
                 first = store.write([item])
             except UNWRITABLE as error:
                 store.roll_back()
-                refusal = BusError(f"a {item.entry.kind} record cannot be stored: {error}", code="malformed")
-                self._post(_tell, item.entry, -1, refusal)
+                refusal = BusError(f"a {item[0].kind} record cannot be stored: {error}", code="malformed")
+                self._post(_tell, item[0], -1, refusal)
             else:
                 self._report(store, first, [item])
             del batch[0]
 
     def _report(self, store: Store, first: int, batch: list[Queued]) -> None:
-        entries = [item.entry for item in batch]
+        entries = [entry for entry, _, _ in batch]
         self._post(self._ledger.heard, _Committed(first, entries, store.head.size, store.head.accounting))
 
     def _post(self, function: Callable[..., None], *values: object) -> None:
@@ -318,14 +361,11 @@ class _Writer:
     def _break(self, batch: list[Queued], error: Exception) -> None:
         """Nothing of this batch counts, nor of what queued behind it; the store is closed, if it was open."""
         doubtful = batch.copy()
-        for _ in range(self.queue.qsize()):
-            item = self.queue.get_nowait()
-            if item is None:
-                self._stopping = True
-            else:
-                batch.append(item)
-        lost = [item.entry for item in batch if not item.entry.certain]
-        self._certain += [item for item in batch if item.entry.certain]
+        self._receive_all()
+        batch += self._waiting
+        self._waiting.clear()
+        lost = [entry for entry, _, _ in batch if not entry.certain]
+        self._certain += [item for item in batch if item[0].certain]
         store, self._store = self._store, None
         if store is not None or lost:
             self._generation += 1
@@ -350,7 +390,7 @@ class _Writer:
         settled = {id(item) for item in found}
         self._certain = [item for item in self._certain if id(item) not in settled]
         for seq, item in enumerate(found, self._broken_at):
-            if item.entry.certain:
+            if item[0].certain:
                 self._report(store, seq, [item])
         self._store, self._doubtful = store, []
         return store
@@ -368,7 +408,7 @@ class _Writer:
                 store.close()
         except Exception as error:  # noqa: BLE001 - as in `_run`: what could not be written is said to be so
             self._break(batch, error)
-            left, self._certain = [item.entry for item in self._certain], []
+            left, self._certain = [entry for entry, _, _ in self._certain], []
             self._post(self._ledger.failed, left, _unavailable(f"nothing can be recorded: {error}"), self._generation)
 
 

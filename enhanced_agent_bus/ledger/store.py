@@ -11,6 +11,7 @@ import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -31,17 +32,15 @@ CACHE_KIBIBYTES: Final = 16_384
 CHECKPOINT_FILE_SECONDS: Final = 0.2
 HEARTBEAT_SECONDS: Final = 3600.0
 _PAGE_ROWS: Final = 1000
+_RECORD: Final = rows.blob(b'{"v":1,"seq":%d%b%b')
 _DOUBT: Final = "audit_unavailable"
 
 RESTORE: Final = "restore the home from a backup; nothing is started in its place"
 
 
-class Queued(NamedTuple):
-    """An entry on its way to the disk: what its record will hold, and in which generation of the store it was put."""
-
-    entry: Entry
-    rest: bytes
-    generation: int
+#: An entry on its way to the disk, what its record will hold, and whether that tells the envelope which it opens.
+#: (A bare tuple, because two are made for each message.)
+Queued = tuple[Entry, bytes, bool]
 
 
 @dataclass(slots=True)
@@ -70,6 +69,7 @@ class _Rows:
     moves: dict[int, Move] = field(default_factory=dict)
     forgets: list[int] = field(default_factory=list)
     facts: dict[tuple[str, str, str], bytes | None] = field(default_factory=dict)
+    rare: list[Entry] = field(default_factory=list)  # with rows of tables that seldom change
     decisions: bool = False
     outcomes: bool = False
 
@@ -248,9 +248,8 @@ class Store:
         signed = self._add_checkpoint(table, head) if checkpoint else None
         self._db.execute("BEGIN IMMEDIATE")
         self._put(table, head)
-        for item in batch:
-            if item.entry.agent is not None or item.entry.settings:
-                self._put_rare(item.entry)
+        for entry in table.rare:
+            self._put_rare(entry)
         if signed is not None:
             self._db.execute(sql.PUT_CHECKPOINT, signed)
         self._commit(table)
@@ -273,7 +272,7 @@ class Store:
             "boot": self._clock.boot(),
         }
         entry = Entry("checkpoint", fields)
-        self._add(table, [Queued(entry, rows.rest_of_record(entry), 0)], head)
+        self._add(table, [(entry, rows.rest_of_record(entry), False)], head)
         return signed
 
     def roll_back(self) -> None:
@@ -287,33 +286,37 @@ class Store:
         back = f'","at":"{at}","bus":"{self._home.bus}","node":"{self._home.node}"'.encode()
         middles: dict[str, bytes] = {}
         leaves: list[bytes] = []
-        leaf_hash, accounting, seq, records = merkle.leaf_hash, head.accounting, head.size, table.records
-        for entry, rest, _ in batch:
+        accounting, at_us, seq = head.accounting, head.at_us, head.size
+        records, messages, payloads, moves = table.records, table.messages, table.payloads, table.moves
+        for entry, rest, told in batch:
             kind = entry.kind
             middle = middles.get(kind)
             if middle is None:
                 middle = middles[kind] = b',"kind":"' + kind.encode() + back
-            body = b'{"v":1,"seq":%d%b%b' % (seq, middle, rest)
-            leaves.append(leaf_hash(body))
+            body = _RECORD % (seq, middle, rest)
+            leaves.append(sha256(b"\0" + body).digest())
             records += (seq, kind, entry.message_id, body)
             opening, move = entry.opening, entry.move
             if opening is not None:
-                table.messages += rows.message_row(seq, head.at_us, entry, opening)
-                table.payloads += rows.payload_row(seq, opening.envelope)
+                messages += rows.message_row(seq, at_us, opening, told=told)
+                payloads += rows.payload_row(seq, opening.envelope)
                 accounting["accepted"] += 1
                 accounting[opening.state] += 1
             elif entry.keep is not None:
-                table.payloads += rows.payload_row(seq, entry.keep)
+                payloads += rows.payload_row(seq, entry.keep)
             if move is not None:
-                table.moves[move.row] = move
+                moves[move.row] = move
                 accounting[move.was] -= 1
                 accounting[move.state] += 1
                 if move.forget:
                     table.forgets.append(move.row)
             if entry.texts is not None:
-                table.texts += (seq, *entry.texts)
+                salt, text = entry.texts
+                table.texts += (seq, rows.blob(salt), rows.blob(text))
             for change in entry.facts:
                 table.facts[change[:3]] = change[3]
+            if entry.agent is not None or entry.settings:
+                table.rare.append(entry)
             seq += 1
         table.decisions |= "decision" in middles
         table.outcomes |= "outcome" in middles
@@ -322,23 +325,28 @@ class Store:
 
     def _put(self, table: _Rows, head: Head) -> None:
         self._many(sql.INSERT_RECORDS, table.records, sql.RECORD_WIDTH)
-        self._many(sql.INSERT_MESSAGES, table.messages, sql.MESSAGE_WIDTH)
-        self._many(sql.INSERT_PAYLOADS, table.payloads, sql.PAYLOAD_WIDTH)
-        self._many(sql.INSERT_TEXTS, table.texts, sql.TEXT_WIDTH)
+        if table.messages:
+            self._many(sql.INSERT_MESSAGES, table.messages, sql.MESSAGE_WIDTH)
+        if table.payloads:
+            self._many(sql.INSERT_PAYLOADS, table.payloads, sql.PAYLOAD_WIDTH)
+        if table.texts:
+            self._many(sql.INSERT_TEXTS, table.texts, sql.TEXT_WIDTH)
         if table.moves:
             moves: list[Any] = []
             for move in table.moves.values():
                 moves += rows.move_row(move)
             self._many(sql.MOVE_MESSAGES, moves, sql.MOVE_WIDTH)
-        self._many(sql.FORGET_PAYLOADS, table.forgets, 1)
+        if table.forgets:
+            self._many(sql.FORGET_PAYLOADS, table.forgets, 1)
         if table.facts:
             facts: list[Any] = []
             for key, value in table.facts.items():
                 if value is None:
                     self._db.execute(sql.REMOVE_FACT, key)
                 else:
-                    facts += (*key, value)
-            self._many(sql.PUT_FACTS, facts, sql.FACT_WIDTH)
+                    facts += (*key, rows.blob(value))
+            if facts:
+                self._many(sql.PUT_FACTS, facts, sql.FACT_WIDTH)
         self._db.execute(
             sql.PUT_HEAD, (head.size, head.at_us, merkle.pack(head.frontier), orjson.dumps(head.accounting).decode())
         )
@@ -350,13 +358,14 @@ class Store:
             self._db.execute(sql.PUT_SETTING, setting)
 
     def _many(self, statements: Mapping[int, str], values: list[Any], width: int) -> None:
-        sizes = sql.chunks(len(values) // width)
-        values += [None] * (sum(sizes) * width - len(values))
-        start = 0
-        for size in sizes:
-            end = start + size * width
-            self._db.execute(statements[size], values[start:end])
-            start = end
+        count = len(values) // width
+        if count > sql.ROWS_MAX:
+            for start in range(0, len(values), sql.ROWS_MAX * width):
+                self._many(statements, values[start : start + sql.ROWS_MAX * width], width)
+            return
+        room = sql.FITTING[count]
+        values += [sql.NO_ROW] * ((room - count) * width)
+        self._db.execute(statements[room], values)
 
     def _commit(self, table: _Rows) -> None:
         hit = faultpoints.hit
@@ -414,7 +423,7 @@ class Store:
                 undone = move._replace(was=move.state, state=move.was, since_us=now_us, code=_DOUBT, forget=False)
                 ends.append((entry.message_id, undone))
         if ends:
-            self.write([Queued(entry, rows.rest_of_record(entry), 0) for entry in itertools.starmap(_end, ends)])
+            self.write([(entry, rows.rest_of_record(entry), False) for entry in itertools.starmap(_end, ends)])
         self._home.write_doubt(None)
 
     def _is_in(self, move: Move) -> bool:
