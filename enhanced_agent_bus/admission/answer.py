@@ -157,6 +157,18 @@ def _obligations_refused(obligations: Sequence[Mapping[str, Any]]) -> Refusal | 
     return None
 
 
+def deliver_elsewhere(answer: Ruling, recipient: str) -> Refusal | None:
+    """Why an allow does not hold for this recipient, where it obliges the bus to deliver to another one."""
+    for item in answer.obligations:
+        if item["type"] == "deliver_only_to" and item.get("agent") != recipient:
+            return Refusal(
+                "policy_denied",
+                f"the constitution lets this go to {item.get('agent')} only",
+                "send it to that agent",
+            )
+    return None
+
+
 def _malformed(what: str, error: ValidationError) -> Refusal:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])[:WHERE_CHARS_MAX]

@@ -18,7 +18,7 @@ from typing import Final, Literal, Protocol
 
 import orjson
 
-from enhanced_agent_bus.admission.answer import NAME_CHARS_MAX, TEXT_CHARS_MAX, ruling
+from enhanced_agent_bus.admission.answer import NAME_CHARS_MAX, TEXT_CHARS_MAX, deliver_elsewhere, ruling
 from enhanced_agent_bus.admission.facts import COUNTERS, Added, FactBook, scopes
 from enhanced_agent_bus.admission.reading import Reading
 from enhanced_agent_bus.admission.record import Fields, Record
@@ -335,7 +335,7 @@ class Admission:
         if not answer.allow:
             denied = Refusal("policy_denied", "the constitution does not allow this", reasons=answer.reasons)
             return self._refuse(case, active, denied, asked)
-        if answer.obligations and (refusal := _deliver_elsewhere(answer, case.addressed.recipient.id)) is not None:
+        if answer.obligations and (refusal := deliver_elsewhere(answer, case.addressed.recipient.id)) is not None:
             return self._refuse(case, active, refusal, asked)
         hold = answer.hold if any(hold.missing(case.approvals) for hold in answer.hold) else ()
         envelope = case.addressed.envelope
@@ -503,14 +503,3 @@ def _capped(said: object, chars_max: int = TEXT_CHARS_MAX) -> str:
 
 def _timed_out(detail: str) -> Ruling | Refusal:
     return ruling(Answer("policy_timeout", detail=detail))
-
-
-def _deliver_elsewhere(answer: Ruling, recipient: str) -> Refusal | None:
-    for item in answer.obligations:
-        if item["type"] == "deliver_only_to" and item.get("agent") != recipient:
-            return Refusal(
-                "policy_denied",
-                f"the constitution lets this go to {item.get('agent')} only",
-                "send it to that agent",
-            )
-    return None

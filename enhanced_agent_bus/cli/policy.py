@@ -1,4 +1,4 @@
-"""`eab policy`: check, test, explain, hash, build, activate, history."""
+"""`eab policy`: check, test, explain, hash, build, activate, history; what changes a live one is in `policy_change`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from enhanced_agent_bus.authoring.syntax import in_words
-from enhanced_agent_bus.cli import faults
+from enhanced_agent_bus.cli import faults, policy_change
 from enhanced_agent_bus.cli.faults import CliError
 from enhanced_agent_bus.cli.program import named
 from enhanced_agent_bus.cli.render import compact, counted, echo, print_json, print_json_lines, print_table, safe
@@ -349,3 +349,6 @@ def history(context: typer.Context) -> None:
         for entry in records
     ]
     print_table(("seq", "at", "event", "revision", "constitution", "reason"), rows, empty="nothing was ever activated")
+
+
+policy_change.add_to(app)

@@ -396,7 +396,7 @@ def search_records(
     home: Path, words: Sequence[str], *, since: str | None = None, until: str | None = None, number: int = 100
 ) -> list[dict[str, Json]]:
     """The newest `number` records that every word matches, oldest first. Raises: CliError, for a time that is none."""
-    first, last = (None if text is None else _search_time(text) for text in (since, until))
+    first, last = (None if text is None else record_time(text) for text in (since, until))
     # Every value stands in the record's bytes, so SQLite throws out most of them before they are parsed.
     parts = [word.partition(":")[2] or word for word in words]
     needles = [json.dumps(part)[1:-1].encode() for part in parts]
@@ -415,7 +415,7 @@ def search_records(
     return found[::-1]
 
 
-def _search_time(text: str) -> str:
+def record_time(text: str) -> str:
     """As records write it, so that texts can be compared."""
     try:
         time = datetime.fromisoformat(text)

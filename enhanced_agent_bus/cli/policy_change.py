@@ -1,0 +1,210 @@
+"""`eab policy backtest`: what a change of constitution would have changed, on what was recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+
+import typer
+
+from enhanced_agent_bus.cli import faults
+from enhanced_agent_bus.cli.render import console, counted, echo, print_json, print_table, safe
+from enhanced_agent_bus.cli.session import Session, session_of
+
+if TYPE_CHECKING:
+    from enhanced_agent_bus.authoring.tally import Tally
+    from enhanced_agent_bus.cli.recorded import Log
+
+ROWS_SHOWN_MAX: Final = 20
+REFRESH_SECONDS: Final = 0.2
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the commands."""
+    app.command()(backtest)
+
+
+class FailOn(StrEnum):
+    """What makes the exit status 1."""
+
+    ALLOW = "allow"
+    REFUSE = "refuse"
+    ANY = "any"
+
+
+def backtest(
+    context: typer.Context,
+    *,
+    candidate: Annotated[str, typer.Option(metavar="PATH", help="A folder or bundle, or a digest of the home.")],
+    since: Annotated[str | None, typer.Option(metavar="T", help="Only decisions from this time on.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the newest N decisions.")] = None,
+    fail_on: Annotated[
+        FailOn | None,
+        typer.Option(help="Exit 1 when something would be allowed, or refused, that was not; or any verdict changes."),
+    ] = None,
+) -> int:
+    """Ask recorded decisions again, under a candidate.
+
+    Each is first asked under the constitution that made it and has to come out as recorded: exit 1 where it does not.
+
+    Example: eab policy backtest --candidate policies --fail-on allow
+    """
+    from enhanced_agent_bus.cli.reading import record_time
+    from enhanced_agent_bus.cli.recorded import Log, constitution_named
+
+    session = session_of(context)
+    home = session.existing_home()
+    path = constitution_named(home, candidate)
+    log = Log(home, since=None if since is None else record_time(since), limit=limit)
+    started = time.monotonic()
+    tally = replay(session, log, path)
+    seconds = time.monotonic() - started
+    if session.json:
+        about = {"candidate": {"digest": tally.new.digest, "revision": tally.new.revision, "path": candidate}}
+        print_json({**about, "home": str(home), **tally.document(), "seconds": round(seconds, 3)})
+    else:
+        show_replayed(session, tally)
+        if tally.conclusive:
+            echo()
+            echo(safe(f"under {candidate}, revision {tally.new.revision}, {tally.new.digest}:"))
+            show_flips(tally)
+    return _status(tally, fail_on)
+
+
+def _status(tally: Tally, fail_on: FailOn | None) -> int:
+    if tally.different:
+        return faults.FOUND
+    if fail_on is None:
+        return faults.DONE
+    if not tally.again:  # nothing was shown, and somebody relies on it
+        return faults.FOUND
+    found = tally.flipped if fail_on is FailOn.ANY else tally.became(fail_on.value)
+    return faults.FOUND if found else faults.DONE
+
+
+def replay(session: Session, log: Log, candidate: Path, base: Path | None = None) -> Tally:
+    """Raises: ConstitutionRejected, EngineMissing, StoreCorrupt."""
+    from enhanced_agent_bus.authoring import backtest as asking
+    from enhanced_agent_bus.cli.recorded import kept_constitution
+    from enhanced_agent_bus.engines.worker import WorkerEngine
+
+    async def ask() -> Tally:
+        engine = await WorkerEngine.start()
+        try:
+            with Bar(log, quiet=session.json) as bar:
+                return await asking.backtest(
+                    engine,
+                    log,
+                    lambda digest: kept_constitution(session.home, digest),
+                    candidate,
+                    base=base,
+                    progress=bar.update,
+                )
+        finally:
+            await engine.close()
+
+    return asyncio.run(ask())
+
+
+class Bar:
+    """How far it is, on a terminal only."""
+
+    def __init__(self, log: Log, *, quiet: bool) -> None:
+        self._log = log
+        self._shown = not quiet and sys.stderr.isatty()
+        self._next = 0.0
+        self._status: Any = None
+
+    def __enter__(self) -> Self:
+        if self._shown:
+            self._status = console(error=True).status("")
+            self._status.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def update(self, tally: Tally) -> None:
+        """Called at every decision; draws a few times a second."""
+        if self._shown and time.monotonic() >= self._next:
+            self._next = time.monotonic() + REFRESH_SECONDS
+            done = f"{self._log.share:.0%} of the log: {tally.decisions} decisions"
+            self._status.update(f"{done}, {tally.flipped} would change")
+
+
+# --- for people ----------------------------------------------------------------------------------------------------
+
+
+def show_replayed(session: Session, tally: Tally) -> None:
+    """How many decisions came out as they are recorded, and what became of the rest."""
+    document = tally.document()
+    echo(f"{counted(tally.decisions, 'recorded decision')}: {tally.again} came out again as recorded")
+    if document["not_replayed"]:
+        echo()
+        print_table(
+            ("could not be asked again", "count", "such as"),
+            [(one["means"], one["count"], _such_as(one)) for one in document["not_replayed"]],
+        )
+    if tally.different:
+        echo()
+        echo(f"{counted(tally.different, 'decision')} came out otherwise under the constitution that made them:")
+        print_table(
+            ("decision", "recorded", "asked again"),
+            [
+                (one["decision_id"], _verdict(one["recorded"]), _verdict(one["replayed"], one["only_words"]))
+                for one in tally.differences[:ROWS_SHOWN_MAX]
+            ],
+        )
+        echo()
+        echo("so nothing can be concluded about the candidate: a constitution gives one answer to one input.")
+        echo(f"look at one with `{session.command('policy explain DECISION')}`, and at the log with")
+        echo(f"`{session.command('audit verify')}`")
+    elif not tally.again:
+        echo("nothing could be compared, so nothing is known about the candidate")
+
+
+def show_flips(tally: Tally) -> None:
+    """What would be decided otherwise, by verdict, rule, sender and tenant."""
+    document = tally.document()
+    if document["errors"]:
+        print_table(
+            ("it has no usable answer", "count", "such as"),
+            [(one["code"], one["count"], _such_as(one)) for one in document["errors"]],
+        )
+        echo()
+    if document["other_reasons"]["count"]:
+        many = counted(document["other_reasons"]["count"], "verdict")
+        echo(f"{many} would be the same for other reasons, such as {_such_as(document['other_reasons'])}")
+    if not tally.flipped:
+        echo(f"no verdict would change ({counted(tally.again, 'decision')})")
+        return
+    echo(f"{tally.flipped} of {counted(tally.again, 'verdict')} would change:")
+    print_table(("", "count", "such as"), [(_flip(one), one["count"], _such_as(one)) for one in document["flips"]])
+    for column in ("rule", "agent", "tenant"):
+        rows = document[f"by_{column}"]
+        echo()
+        print_table(
+            (column, "", "count", "such as"),
+            [(one[column], _flip(one), one["count"], _such_as(one)) for one in rows[:ROWS_SHOWN_MAX]],
+        )
+        if len(rows) > ROWS_SHOWN_MAX:
+            echo(f"... and {len(rows) - ROWS_SHOWN_MAX} more; --json lists them all")
+
+
+def _flip(one: dict[str, Any]) -> str:
+    return f"{one['from']} -> {one['to']}"
+
+
+def _such_as(one: dict[str, Any], shown: int = 3) -> str:
+    return ", ".join(one["sample"][:shown])
+
+
+def _verdict(one: dict[str, Any], only_words: bool = False) -> str:
+    reasons = ", ".join(reason["rule"] or reason["code"] for reason in one["reasons"])
+    said = one["code"] or one["verdict"]
+    return f"{said} by {reasons}{' in other words' if only_words else ''}" if reasons else str(said)

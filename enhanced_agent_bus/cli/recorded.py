@@ -1,0 +1,129 @@
+"""The decisions of a home as questions that can be asked again: read a page at a time, beside a running bus too."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+import orjson
+
+from enhanced_agent_bus.admission.supposed import UNDECIDED
+from enhanced_agent_bus.authoring.questions import Decision, Unasked
+from enhanced_agent_bus.cli.faults import CliError
+from enhanced_agent_bus.cli.reading import database
+
+PAGE_ROWS: Final = 500
+DIGEST_CHARS: Final = 64
+
+_PAGE: Final = (
+    "SELECT r.seq, r.body, p.salt, p.body, p.headers, t.body FROM records r"
+    " LEFT JOIN payloads p ON p.seq = r.seq LEFT JOIN texts t ON t.seq = r.seq"
+    " WHERE r.seq BETWEEN ? AND ? AND r.kind = 'decision' ORDER BY r.seq LIMIT ?"
+)
+_OPENING: Final = "SELECT p.salt, p.body, p.headers FROM messages m JOIN payloads p ON p.seq = m.seq WHERE m.id = ?"
+_LAST: Final = "SELECT coalesce(max(seq), -1) FROM records"
+_AT: Final = "SELECT body FROM records WHERE seq = ?"
+_NEWEST: Final = "SELECT seq FROM records WHERE kind = 'decision' AND seq >= ? ORDER BY seq DESC LIMIT 1 OFFSET ?"
+
+
+class Log:
+    """The decisions of one home, from `first` to the last that there was at the beginning."""
+
+    def __init__(self, home: Path, *, since: str | None = None, limit: int | None = None) -> None:
+        self._home = home
+        with database(home) as connection:
+            (self._last,) = connection.execute(_LAST).fetchone()
+            self._first = 0 if since is None else _first_at(connection, self._last, since)
+            if limit is not None:
+                found = connection.execute(_NEWEST, (self._first, limit - 1)).fetchone()
+                self._first = self._first if found is None else found[0]
+        self.share = 0.0  # of the log that was read
+
+    def __iter__(self) -> Iterator[Decision | Unasked]:
+        # Each page is a connection and a short transaction of its own: a bus may be opened, and go on, meanwhile.
+        first = self._first
+        while first <= self._last:
+            with database(self._home) as connection:
+                page = connection.execute(_PAGE, (first, self._last, PAGE_ROWS)).fetchall()
+                found = [_decision(connection, row) for row in page]
+            if not page:
+                return
+            yield from found
+            first = page[-1][0] + 1
+            self.share = (first - self._first) / (self._last + 1 - self._first)
+
+
+def _first_at(connection: sqlite3.Connection, last: int, since: str) -> int:
+    """The first seq that is not older than a time; records are in the order of their times."""
+    low, high = 0, last + 1
+    while low < high:
+        middle = (low + high) // 2
+        row = connection.execute(_AT, (middle,)).fetchone()
+        if row is not None and orjson.loads(row[0])["at"] < since:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def _decision(connection: sqlite3.Connection, row: Sequence[Any]) -> Decision | Unasked:
+    seq, text, salt, body, headers, apart = row
+    record = orjson.loads(text)
+    message_id, document = record["message_id"], record["input"]
+    if document is None:
+        return Unasked(seq, message_id, "before_policy")
+    if record["code"] in UNDECIDED:
+        return Unasked(seq, message_id, "undecided")
+    if not body:  # a later decision on a message whose payload stands by the first one
+        salt, body, headers = connection.execute(_OPENING, (message_id,)).fetchone() or (None, None, None)
+        if not body:
+            return Unasked(seq, message_id, "payload_gone")
+    if sha256(salt + body).hexdigest() != record["payload"]:
+        return Unasked(seq, message_id, "payload_altered")
+    if "texts" in record and not apart:
+        return Unasked(seq, message_id, "texts_gone")
+    texts = orjson.loads(apart) if apart else {}
+    document["message"]["headers"] = orjson.loads(headers) if record.get("headers") is not None else {}
+    for scope, facts in texts.get("facts", {}).items():
+        document["facts"][scope] |= facts
+    words = texts.get("reasons")
+    return Decision(
+        seq,
+        message_id,
+        record["decision_id"],
+        record["sender"],
+        record["tenant"],
+        record["constitution"],
+        record["verdict"],
+        record["code"],
+        tuple((reason["rule"], reason["code"]) for reason in record["reasons"]),
+        None if words is None else tuple((message, remedy) for message, remedy in words),
+        document,
+        body,
+    )
+
+
+def constitution_named(home: Path, name: str) -> Path:
+    """A folder or bundle, or the constitution of the home with this digest. Raises: CliError."""
+    path = Path(name)
+    if path.exists():
+        return path
+    kept = kept_constitution(home, name)
+    if kept is not None:
+        return kept
+    what = "the digest of none in the home" if _is_digest(name) else "nothing there"
+    remedy = "name a folder or a bundle.tar.gz, or a digest that `eab policy history` lists"
+    raise CliError(f"there is no constitution {name}: it is {what}", remedy=remedy, code="file")
+
+
+def kept_constitution(home: Path, digest: str) -> Path | None:
+    """Where a home keeps the constitution of a digest, if it does."""
+    path = home / "constitutions" / f"{digest}.tar.gz"
+    return path if _is_digest(digest) and path.is_file() else None
+
+
+def _is_digest(text: str) -> bool:
+    return len(text) == DIGEST_CHARS and set(text) <= set("0123456789abcdef")
