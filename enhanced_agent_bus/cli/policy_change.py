@@ -1,10 +1,13 @@
-"""`eab policy backtest`: what a change of constitution would have changed, on what was recorded."""
+"""`eab policy backtest` and `diff`: what a change of constitution is, and what it would have changed."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+import tempfile
 import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Self
@@ -12,20 +15,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Self
 import typer
 
 from enhanced_agent_bus.cli import faults
-from enhanced_agent_bus.cli.render import console, counted, echo, print_json, print_table, safe
-from enhanced_agent_bus.cli.session import Session, session_of
+from enhanced_agent_bus.cli.render import compact, console, counted, echo, print_json, print_table, safe
+from enhanced_agent_bus.cli.session import DEFAULT_HOME, Session, session_of
 
 if TYPE_CHECKING:
     from enhanced_agent_bus.authoring.tally import Tally
     from enhanced_agent_bus.cli.recorded import Log
+    from enhanced_agent_bus.engines.worker import WorkerEngine
 
 ROWS_SHOWN_MAX: Final = 20
+VALUE_CHARS_MAX: Final = 60
 REFRESH_SECONDS: Final = 0.2
 
 
 def add_to(app: typer.Typer) -> None:
     """Adds the commands."""
     app.command()(backtest)
+    app.command()(diff)
 
 
 class FailOn(StrEnum):
@@ -86,28 +92,102 @@ def _status(tally: Tally, fail_on: FailOn | None) -> int:
     return faults.FOUND if found else faults.DONE
 
 
-def replay(session: Session, log: Log, candidate: Path, base: Path | None = None) -> Tally:
+def replay(session: Session, log: Log, candidate: Path) -> Tally:
     """Raises: ConstitutionRejected, EngineMissing, StoreCorrupt."""
-    from enhanced_agent_bus.authoring import backtest as asking
-    from enhanced_agent_bus.cli.recorded import kept_constitution
-    from enhanced_agent_bus.engines.worker import WorkerEngine
 
     async def ask() -> Tally:
-        engine = await WorkerEngine.start()
-        try:
-            with Bar(log, quiet=session.json) as bar:
-                return await asking.backtest(
-                    engine,
-                    log,
-                    lambda digest: kept_constitution(session.home, digest),
-                    candidate,
-                    base=base,
-                    progress=bar.update,
-                )
-        finally:
-            await engine.close()
+        async with _engine() as engine:
+            return await _replay(session, engine, log, candidate)
 
     return asyncio.run(ask())
+
+
+@asynccontextmanager
+async def _engine() -> AsyncIterator[WorkerEngine]:
+    from enhanced_agent_bus.engines.worker import WorkerEngine
+
+    engine = await WorkerEngine.start()
+    try:
+        yield engine
+    finally:
+        await engine.close()
+
+
+async def _replay(session: Session, engine: WorkerEngine, log: Log, candidate: Path, base: Path | None = None) -> Tally:
+    from enhanced_agent_bus.authoring import backtest as asking
+    from enhanced_agent_bus.cli.recorded import kept_constitution
+
+    with Bar(log, quiet=session.json) as bar:
+        return await asking.backtest(
+            engine,
+            log,
+            lambda digest: kept_constitution(session.home, digest),
+            candidate,
+            base=base,
+            progress=bar.update,
+        )
+
+
+# --- diff ----------------------------------------------------------------------------------------------------------
+
+
+def diff(
+    context: typer.Context,
+    old: Annotated[str, typer.Argument(metavar="A", help="A folder or bundle, or a digest of the home.")],
+    new: Annotated[str, typer.Argument(metavar="B", help="The same.")],
+    *,
+    since: Annotated[str | None, typer.Option(metavar="T", help="Only decisions from this time on.")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the newest N decisions.")] = None,
+    decisions: Annotated[bool, typer.Option(help="Ask the decisions of the home, where there is one.")] = True,
+) -> int:
+    """Show what differs between two constitutions.
+
+    Rules, files, data, what is read; and which recorded decisions of the home would come out otherwise.
+    Exit 0 when they are the same, 1 when they are not.
+
+    Example: eab policy diff policies new-policies
+    """
+    from enhanced_agent_bus.cli.reading import record_time
+    from enhanced_agent_bus.cli.recorded import Log, constitution_named
+
+    session = session_of(context)
+    home = None if session.home == Path(DEFAULT_HOME) and not session.home.exists() else session.existing_home()
+    paths = [constitution_named(session.home, name) for name in (old, new)]
+    log = None
+    if home is not None and decisions:
+        log = Log(home, since=None if since is None else record_time(since), limit=limit)
+    document = asyncio.run(_diff(session, log, *paths))
+    tally = document.pop("tally")
+    if session.json:
+        print_json({**document, "decisions": None if tally is None else tally.document()})
+    else:
+        show_differences(old, new, document)
+        if tally is not None:
+            show_compared(tally)
+    return faults.DONE if document["same"] else faults.FOUND
+
+
+async def _diff(session: Session, log: Log | None, old: Path, new: Path) -> dict[str, Any]:
+    """Raises: ConstitutionRejected, for one that cannot be loaded; EngineMissing, StoreCorrupt."""
+    from enhanced_agent_bus.authoring.differences import Constitution, differences, files_of
+
+    with tempfile.TemporaryDirectory(prefix="eab-") as folder:
+        async with _engine() as engine:
+            sides = []
+            for number, path in enumerate((old, new)):
+                bundle = Path(folder) / f"{number}.tar.gz"
+                await engine.pack(path, bundle)
+                sides.append((bundle, Constitution(await engine.load(bundle), files_of(bundle))))
+            (old_bundle, old_side), (new_bundle, new_side) = sides
+            found = differences(old_side, new_side)
+            tally = None
+            if log is not None and not found["same"]:
+                tally = await _replay(session, engine, log, new_bundle, old_bundle)
+    about = {
+        side: {"digest": one.loaded.digest, "revision": one.loaded.revision, "path": str(path)}
+        for side, path, one in (("a", old, old_side), ("b", new, new_side))
+    }
+    return {**about, **found, "tally": tally}
 
 
 class Bar:
@@ -168,6 +248,64 @@ def show_replayed(session: Session, tally: Tally) -> None:
         echo("nothing could be compared, so nothing is known about the candidate")
 
 
+def show_differences(old: str, new: str, document: dict[str, Any]) -> None:
+    """What differs, the rules first."""
+    for side, name in (("a", old), ("b", new)):
+        echo(safe(f"{side}: {name}, revision {document[side]['revision']}, {document[side]['digest']}"))
+    if document["same"]:
+        echo("they are the same")
+        return
+    rules = document["rules"]
+    changed = [(one["rule"], "changed", ", ".join(_file(file) for file in one["files"])) for one in rules["changed"]]
+    rows = [(rule, how, "") for how in ("added", "removed") for rule in rules[how]] + changed
+    _show_rows(("rule", "", "files"), rows)
+    elsewhere = [one for one in document["files"] if not one["file"].startswith("bus/rules/")]
+    _show_rows(("file", ""), [(one["file"], one["change"]) for one in elsewhere])
+    _show_rows(
+        ("data", "from", "to"), [(one["path"], _value(one, "from"), _value(one, "to")) for one in document["data"]]
+    )
+    reads = [(path, how) for how in ("added", "removed") for path in document["reads"][how]]
+    _show_rows(("reads", ""), reads)
+    if rules["reordered"]:
+        echo()
+        echo("the rules are listed in another order, and so are their reasons")
+    for key in ("revision", "name", "not_after", "cacheable"):
+        if document[key] is not None:
+            echo()
+            echo(safe(f"{key}: {compact(document[key]['from'])} -> {compact(document[key]['to'])}"))
+
+
+def _show_rows(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    if rows:
+        echo()
+        print_table(columns, rows)
+
+
+def _file(one: dict[str, str]) -> str:
+    name = one["file"].split("/", 3)[-1]
+    return name if one["change"] == "changed" else f"{name} ({one['change']})"
+
+
+def _value(one: dict[str, Any], side: str) -> str:
+    text = compact(one[side]) if side in one else ""
+    return text if len(text) <= VALUE_CHARS_MAX else f"{text[: VALUE_CHARS_MAX - 4]} ..."
+
+
+def show_compared(tally: Tally) -> None:
+    """What the decisions of the home would have been under the one and under the other."""
+    document = tally.document()
+    _show_rows(
+        ("could not be asked", "count", "such as"),
+        [(one["means"], one["count"], _such_as(one)) for one in document["not_replayed"]],
+    )
+    if not tally.again:
+        echo("the home has no decisions that could be asked")
+        return
+    echo()
+    echo(f"{counted(tally.again, 'recorded decision')}, asked under a and under b:")
+    show_flips(tally)
+
+
 def show_flips(tally: Tally) -> None:
     """What would be decided otherwise, by verdict, rule, sender and tenant."""
     document = tally.document()
@@ -190,7 +328,7 @@ def show_flips(tally: Tally) -> None:
         echo()
         print_table(
             (column, "", "count", "such as"),
-            [(one[column], _flip(one), one["count"], _such_as(one)) for one in rows[:ROWS_SHOWN_MAX]],
+            [(one[column], _flip(one), one["count"], _such_as(one, 1)) for one in rows[:ROWS_SHOWN_MAX]],
         )
         if len(rows) > ROWS_SHOWN_MAX:
             echo(f"... and {len(rows) - ROWS_SHOWN_MAX} more; --json lists them all")

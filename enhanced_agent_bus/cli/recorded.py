@@ -114,9 +114,9 @@ def constitution_named(home: Path, name: str) -> Path:
     kept = kept_constitution(home, name)
     if kept is not None:
         return kept
-    what = "the digest of none in the home" if _is_digest(name) else "nothing there"
+    what = f"the home {home} keeps no constitution" if _is_digest(name) else "there is no constitution at"
     remedy = "name a folder or a bundle.tar.gz, or a digest that `eab policy history` lists"
-    raise CliError(f"there is no constitution {name}: it is {what}", remedy=remedy, code="file")
+    raise CliError(f"{what} {name}", remedy=remedy, code="file")
 
 
 def kept_constitution(home: Path, digest: str) -> Path | None:

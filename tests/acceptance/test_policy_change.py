@@ -1,4 +1,4 @@
-"""`eab policy backtest`: recorded decisions come out again, and one sees what another constitution would change."""
+"""`eab policy backtest` and `diff`: what another constitution would change, seen on recorded decisions."""
 
 from __future__ import annotations
 
@@ -406,6 +406,126 @@ def test_what_cannot_be_asked_is_one_sentence(
     """Wrong usage is 2, and a candidate that does not compile is 1; never a traceback."""
     constitution(folder / "broken", rules={"cap": "admit if input.mesage"})
     assert run_command(["policy", "backtest", *arguments]) == status
+    out, err = capsys.readouterr()
+    assert said in err
+    assert "Traceback" not in out + err
+
+
+# --- diff ----------------------------------------------------------------------------------------------------------
+
+
+def diff(capsys: Captured, *arguments: str, status: int = 1) -> dict[str, Any]:
+    """What differs, as JSON."""
+    found = run_command(["--json", "policy", "diff", *arguments])
+    out, err = capsys.readouterr()
+    assert found == status, out + err
+    document: dict[str, Any] = json.loads(out)
+    return document
+
+
+@pytest.fixture
+def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder without a home, and no other one named."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EAB_HOME", raising=False)
+    return tmp_path
+
+
+def test_the_same_bytes_are_no_difference(no_home: Path, capsys: Captured) -> None:
+    """Exit 0, and a bundle is the same as the folder that it was built of."""
+    constitution(no_home / "a")
+    constitution(no_home / "b")
+    assert diff(capsys, "a", "b", status=0)["same"]
+    run_command(["policy", "build", "b", "-o", "b.tar.gz"])
+    capsys.readouterr()
+    assert run_command(["policy", "diff", "a", "b.tar.gz"]) == 0
+    assert "they are the same" in capsys.readouterr().out
+
+
+def test_what_differs_is_named(no_home: Path, capsys: Captured) -> None:
+    """Rules that came, went and changed, with their files; data by its path; what is read; the revision."""
+    tests = {"cap": "test_cap if data.bus.rules.cap.admit with input.message.payload.amount as 5"}
+    write_constitution(no_home / "a", RULES, data={**DATA, "cap": {"limit": 100, "a list": [1], "gone": {"x": 1}}})
+    changed = {
+        **{name: body for name, body in RULES.items() if name != "seldom"},
+        "few": "admit if input.message.hops < 3",
+    }
+    changed["boss"] += "\n\nmessage := input.message.topic"
+    data = {**DATA, "cap": {"limit": 100.0, "a list": [1, 2], "come": None}}
+    write_constitution(no_home / "b", changed, data=data, tests=tests, revision="2", name="other")
+    found = diff(capsys, "a", "b")
+    assert found["rules"] == {
+        "added": ["few"],
+        "removed": ["seldom"],
+        "changed": [
+            {
+                "rule": "cap",
+                "files": [
+                    {"file": "bus/rules/cap/cap_test.rego", "change": "added"},
+                    {"file": "bus/rules/cap/data.json", "change": "changed"},
+                ],
+            },
+            {"rule": "boss", "files": [{"file": "bus/rules/boss/boss.rego", "change": "changed"}]},
+        ],
+        "reordered": False,
+    }
+    assert {one["path"]: (one["change"], one.get("from"), one.get("to")) for one in found["data"]} == {
+        "data.bus.manifest.rules": ("changed", list(RULES), list(changed)),
+        'data.bus.rules.cap["a list"]': ("changed", [1], [1, 2]),
+        "data.bus.rules.cap.come": ("added", None, None),
+        "data.bus.rules.cap.gone": ("removed", {"x": 1}, None),
+        "data.bus.rules.cap.limit": ("changed", 100, 100.0),
+    }
+    assert found["reads"] == {
+        "added": ["input.message.hops", "input.message.topic"],
+        "removed": ["input.facts.conversation"],
+    }
+    assert (found["revision"], found["name"], found["not_after"]) == (
+        {"from": 1, "to": 2},
+        {"from": "small", "to": "other"},
+        None,
+    )
+    assert found["decisions"] is None  # there is no home
+    assert run_command(["policy", "diff", "a", "b"]) == 1
+    out = capsys.readouterr().out
+    for said in ("few", "seldom", "data.bus.rules.cap.limit", "input.message.hops", "revision: 1 -> 2"):
+        assert said in out
+
+
+def test_with_a_home_the_flips_between_the_two(folder: Path, capsys: Captured) -> None:
+    """Each recorded decision is asked under the one and under the other, whatever was recorded; digests will do."""
+    constitution(folder / "low", limit=39)
+    constitution(folder / "high", limit=300, above=500)
+    found = diff(capsys, "low", "high")["decisions"]
+    assert counts(found["flips"], "from", "to") == {("refuse", "allow"): 6}
+    assert (found["replayed"], found["same"]) == (found["decisions"] - 1, found["replayed"] - 6)
+    (kept,) = (folder / "home" / "constitutions").glob("*.tar.gz")
+    digest = kept.name.removesuffix(".tar.gz")
+    found = diff(capsys, digest, "low")["decisions"]
+    assert counts(found["flips"], "from", "to") == {("allow", "refuse"): 2, ("hold", "refuse"): 2}
+    assert diff(capsys, digest, "low", "--limit", "2")["decisions"]["decisions"] == 2
+    assert diff(capsys, digest, "low", "--no-decisions")["decisions"] is None
+    assert run_command(["policy", "diff", "low", "high"]) == 1
+    assert "refuse -> allow" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["a"], 2, "B"),
+        (["a", "nowhere"], 2, "nowhere"),
+        (["a", "0" * 64], 2, "keeps no constitution"),
+        (["a", "broken"], 1, "not valid"),
+        (["a", "a", "--home", "elsewhere"], 2, "elsewhere"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_sentence(
+    arguments: list[str], status: int, said: str, no_home: Path, capsys: Captured
+) -> None:
+    """A missing argument, path, digest or home is 2."""
+    constitution(no_home / "a")
+    constitution(no_home / "broken", rules={"cap": "admit if input.mesage"})
+    assert run_command(["policy", "diff", *arguments]) == status
     out, err = capsys.readouterr()
     assert said in err
     assert "Traceback" not in out + err
