@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from enhanced_agent_bus.authoring.syntax import in_words
-from enhanced_agent_bus.cli import faults, policy_change
+from enhanced_agent_bus.cli import faults, policy_change, policy_testgen
 from enhanced_agent_bus.cli.faults import CliError
 from enhanced_agent_bus.cli.program import named
 from enhanced_agent_bus.cli.render import compact, counted, echo, print_json, print_json_lines, print_table, safe
@@ -351,4 +351,5 @@ def history(context: typer.Context) -> None:
     print_table(("seq", "at", "event", "revision", "constitution", "reason"), rows, empty="nothing was ever activated")
 
 
-policy_change.add_to(app)
+for more in (policy_change, policy_testgen):
+    more.add_to(app)

@@ -319,7 +319,7 @@ def recorded_question(home: Path, name: str) -> Recorded:
     Raises: CliError, when there is none, or when it asked nothing of the policy; StoreCorrupt.
     """
     with database(home) as connection:
-        record = _decision(connection, name)
+        record = decision_record(connection, name)
         if record["input"] is None:
             raise CliError(
                 f"{name} was refused as {record['code']} before the policy was asked",
@@ -352,7 +352,8 @@ def _add_texts(document: dict[str, Json], connection: sqlite3.Connection, seq: i
         document["facts"] = {scope: {**facts, **remembered.get(scope, {})} for scope, facts in known.items()}
 
 
-def _decision(connection: sqlite3.Connection, name: str) -> dict[str, Json]:
+def decision_record(connection: sqlite3.Connection, name: str) -> dict[str, Json]:
+    """The newest decision on a message, or the one that a decision id or seq names. Raises: CliError."""
     if name.isdecimal():
         found = [json.loads(body) for (body,) in connection.execute(_BY_SEQ, (int(name),))]
     else:

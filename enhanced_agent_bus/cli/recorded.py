@@ -11,9 +11,9 @@ from typing import Any, Final
 import orjson
 
 from enhanced_agent_bus.admission.supposed import UNDECIDED
-from enhanced_agent_bus.authoring.questions import Decision, Unasked
-from enhanced_agent_bus.cli.faults import CliError
-from enhanced_agent_bus.cli.reading import database
+from enhanced_agent_bus.authoring.questions import WHY, Decision, Unasked
+from enhanced_agent_bus.cli.faults import FOUND, CliError
+from enhanced_agent_bus.cli.reading import database, decision_record
 
 PAGE_ROWS: Final = 500
 DIGEST_CHARS: Final = 64
@@ -22,6 +22,10 @@ _PAGE: Final = (
     "SELECT r.seq, r.body, p.salt, p.body, p.headers, t.body FROM records r"
     " LEFT JOIN payloads p ON p.seq = r.seq LEFT JOIN texts t ON t.seq = r.seq"
     " WHERE r.seq BETWEEN ? AND ? AND r.kind = 'decision' ORDER BY r.seq LIMIT ?"
+)
+_ONE: Final = (
+    "SELECT r.seq, r.body, p.salt, p.body, p.headers, t.body FROM records r"
+    " LEFT JOIN payloads p ON p.seq = r.seq LEFT JOIN texts t ON t.seq = r.seq WHERE r.seq = ?"
 )
 _OPENING: Final = "SELECT p.salt, p.body, p.headers FROM messages m JOIN payloads p ON p.seq = m.seq WHERE m.id = ?"
 _LAST: Final = "SELECT coalesce(max(seq), -1) FROM records"
@@ -104,6 +108,20 @@ def _decision(connection: sqlite3.Connection, row: Sequence[Any]) -> Decision | 
         document,
         body,
     )
+
+
+def decision_named(home: Path, name: str) -> Decision:
+    """The newest decision on a message, or the one that a decision id or seq names.
+
+    Raises: CliError, when there is none, or when it cannot be asked again.
+    """
+    with database(home) as connection:
+        seq = decision_record(connection, name)["seq"]
+        found = _decision(connection, connection.execute(_ONE, (seq,)).fetchone())
+    if isinstance(found, Unasked):
+        remedy = f"`eab audit show {seq}` shows what was recorded"
+        raise CliError(f"{name} cannot be asked again: {WHY[found.why]}", remedy=remedy, code=found.why, status=FOUND)
+    return found
 
 
 def constitution_named(home: Path, name: str) -> Path:
