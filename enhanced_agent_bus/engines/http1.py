@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import select
 import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -66,7 +67,7 @@ class _Connection(asyncio.Protocol):
         self._take(data)
 
     def eof_received(self) -> None:
-        if self._asked and not self.ended:
+        if self._asked and self.touched and not self.ended:
             self._take(b"")  # the end of a body that has no other mark
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -107,6 +108,14 @@ class _Connection(asyncio.Protocol):
         piece = self.chunks.popleft()
         self._unread -= len(piece)
         return piece
+
+    def is_silent(self) -> bool:
+        """Whether nothing has come that the loop, which may be late, has not read yet."""
+        if self.closed or self._transport is None:
+            return False
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
+        return not poll.poll(0)
 
     def rest(self, now: float) -> None:
         """The answer was read; what comes from here on was not asked for."""
@@ -260,7 +269,11 @@ class OneAnswerTransport(httpx.AsyncBaseTransport):
                 continue
             full = len(self._open) >= CONNECTIONS_MAX
             if rested >= (REST_SECONDS_MIN if full else REST_SECONDS):
-                return silent.popleft()
+                silent.popleft()
+                if connection.is_silent():
+                    return connection
+                connection.abort("the server sent what nobody asked for, or closed it")
+                continue
             if full:
                 silent.popleft().abort("others need the room")
             return None

@@ -64,17 +64,19 @@ class Turns:
                 if line:
                     self._waiting[tenant] = line
                 self._count -= 1
-                self._hold(tenant)
-                place.set_result(None)
+                if not place.done():  # else it was given up a moment ago
+                    self._hold(tenant)
+                    place.set_result(None)
                 return True
         return False
 
     def _forget(self, tenant: str, place: asyncio.Future[None]) -> None:
-        line = self._waiting[tenant]
-        line.remove(place)
-        self._count -= 1
-        if not line:
-            del self._waiting[tenant]
+        line = self._waiting.get(tenant, deque())
+        if place in line:
+            line.remove(place)
+            self._count -= 1
+            if not line:
+                del self._waiting[tenant]
 
     def _may(self, tenant: str) -> bool:
         return self._held.get(tenant, 0) < self._free
