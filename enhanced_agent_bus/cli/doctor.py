@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import platform
@@ -12,7 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import typer
 
@@ -20,12 +21,16 @@ from enhanced_agent_bus.cli import faults
 from enhanced_agent_bus.cli.render import echo, print_json, print_table, safe
 from enhanced_agent_bus.cli.session import ask_running, session_of
 
+if TYPE_CHECKING:
+    from enhanced_agent_bus.settings import Policy
+
 PYTHON_MIN: Final = (3, 11)
 SQLITE_MIN: Final = (3, 37, 0)
 WAL_RESET_MENDED: Final = (3, 51, 3)  # earlier ones can lose a WAL that two connections write at once
 FREE_MB_MIN: Final = 100
 FSYNC_ROUNDS: Final = 20
 FSYNC_MS_SLOW: Final = 50.0
+SERVER_SECONDS: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +51,12 @@ def add_to(app: typer.Typer) -> None:
 def doctor(context: typer.Context) -> int:
     """Say what is wrong with this machine or home.
 
-    Looks at Python, SQLite, the policy worker, the home and the disk; exits 1 when something is wrong.
+    Looks at Python, SQLite, the policy worker or server, the home and the disk; exits 1 when something is wrong.
 
     Example: eab doctor
     """
     session = session_of(context)
-    findings = [python(), sqlite(), worker(), *look_at_home(session.home), *disk(session.home)]
+    findings = [python(), sqlite(), worker(), *look_at_home(session.home), *server(session.home), *disk(session.home)]
     wrong = [finding for finding in findings if finding.state == "wrong"]
     if session.json:
         print_json({"ok": not wrong, "findings": [asdict(finding) for finding in findings]})
@@ -137,6 +142,66 @@ def look_at_home(home: Path) -> Iterator[Finding]:
     elif key.stat().st_mode & 0o077:
         yield Finding("keys", "wrong", f"{key} can be read by others", f"chmod 600 {key}")
     yield lock(home)
+
+
+def server(home: Path) -> Iterator[Finding]:
+    """The OPA server, where the settings of a home name one: is it there, which one is it, what does it serve?"""
+    import asyncio
+
+    from enhanced_agent_bus.cli.reading import status_at_rest
+    from enhanced_agent_bus.errors import BusError
+    from enhanced_agent_bus.settings import EMBEDDED, load_settings
+
+    try:
+        policy = load_settings(home).policy
+    except BusError:
+        return  # that was found before
+    if policy.engine == EMBEDDED:
+        return
+    active = None
+    with contextlib.suppress(BusError, OSError, sqlite3.Error):
+        status = status_at_rest(home)
+        active = str(status["revision"]) if status["constitution"] else None
+    try:
+        yield asyncio.run(_look_at_server(policy, active))
+    except BusError as error:
+        yield Finding("policy server", "wrong", error.message, error.remedy)
+
+
+async def _look_at_server(policy: Policy, active: str | None) -> Finding:
+    from enhanced_agent_bus.engines.server import VERSION_MIN, ServerEngine, version_numbers
+
+    engine = await ServerEngine.start(
+        policy.engine,
+        bundle=policy.bundle,
+        token_file=policy.token_file,
+        tls_ca=policy.tls_ca,
+        tls_cert=policy.tls_cert,
+        tls_key=policy.tls_key,
+    )
+    try:
+        found = await engine.inspect(SERVER_SECONDS)
+        here = engine.worker_version
+    finally:
+        await engine.close()
+    told = f"{policy.engine}: OPA {found.version or 'of an unknown version'}, bundle {policy.bundle}"
+    if found.problem:
+        return Finding("policy server", "wrong", f"{policy.engine}: {found.problem}", "start it, or mend policy.engine")
+    if not found.ready:
+        return Finding("policy server", "wrong", f"{told}: its bundles are not loaded", "see its log")
+    if found.revision is None:
+        remedy = f"serve the constitution as {policy.bundle}: `--set bundles.{policy.bundle}.resource=...`"
+        return Finding("policy server", "wrong", f"{told}: it does not show one of that name", remedy)
+    told = f"{told}, revision {ascii(found.revision)[1:-1]}"
+    if active is not None and found.revision != active:
+        remedy = "have the server load the active constitution, or activate the one that it has"
+        return Finding("policy server", "wrong", f"{told}; revision {active} is active", remedy)
+    if found.version and version_numbers(found.version) < VERSION_MIN:
+        oldest = ".".join(map(str, VERSION_MIN))
+        return Finding("policy server", "wrong", told, f"use OPA {oldest} or later, best the worker's {here}")
+    if version_numbers(found.version)[:2] != version_numbers(here)[:2]:
+        return Finding("policy server", "note", told, f"verdicts are the same for certain only with OPA {here}")
+    return Finding("policy server", "ok", told)
 
 
 def lock(home: Path) -> Finding:

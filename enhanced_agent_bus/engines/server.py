@@ -157,13 +157,19 @@ class ServerEngine:
     def weakenings(self) -> Sequence[str]:
         """What is weaker than deciding in place, as far as it is known by now."""
         found = ["policy_server_trusted"]
-        if self._version is not None and _numbers(self._version)[:2] != _numbers(self._worker.label["opa"])[:2]:
+        ours = version_numbers(self.worker_version)
+        if self._version is not None and version_numbers(self._version)[:2] != ours[:2]:
             found.append("policy_server_version")
         if any(known.differs for known in self._known.values()):
             found.append("policy_server_modules")
         if any(known.modules.take_schemas for known in self._known.values()):
             found.append("policy_server_schemas")
         return found
+
+    @property
+    def worker_version(self) -> str:
+        """Which OPA the package's own worker is."""
+        return self._worker.label["opa"]
 
     # --- deciding
 
@@ -393,7 +399,7 @@ async def _read(response: httpx.Response, bytes_max: int) -> bytes:
     return inflater.body()
 
 
-def _numbers(version: str) -> tuple[int, ...]:
+def version_numbers(version: str) -> tuple[int, ...]:
     """1.22.2 as (1, 22, 2), as far as it is numbers."""
     found = []
     for part in version.partition("-")[0].split("."):

@@ -175,3 +175,76 @@ def test_a_file_that_cannot_be_read_is_no_empty_one(tmp_path: Path) -> None:
     (tmp_path / "eab.toml").unlink()
     (tmp_path / "eab.toml").mkdir()
     complaint(tmp_path)
+
+
+def test_the_files_of_an_opa_server_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
+    """Token and certificates, like the constitution."""
+    text = '[policy]\nengine = "https://opa:8181/"\ntoken_file = "t"\ntls_ca = "a"\ntls_cert = "c"\ntls_key = "/k"\n'
+    policy = load_settings(home(tmp_path, text)).policy
+    assert policy.engine == "https://opa:8181"
+    assert (policy.token_file, policy.tls_ca, policy.tls_cert) == (tmp_path / "t", tmp_path / "a", tmp_path / "c")
+    assert policy.tls_key == Path("/k")
+    assert load_settings(None, {"policy": {"token_file": "t"}}).policy.token_file == Path("t")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "embedded",
+        "http://localhost:8181",
+        "http://[::1]:8181",
+        "https://opa.example.org",
+        "unix:///run/opa.sock",
+        "unix:///run/my opa.sock",
+    ],
+)
+def test_addresses_of_engines(address: str) -> None:
+    """A worker of our own, a port, a socket."""
+    assert load_settings(None, {"policy": {"engine": address}}).policy.engine == address
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("", "no address"),
+        ("opa", "no address"),
+        ("opa:8181", "no address"),
+        ("HTTP//opa", "no address"),
+        ("tcp://opa", "no address"),
+        ("http://opa 1:8181", "no address"),
+        ("http://opa\n.evil", "no address"),
+        ("http://", "no host"),
+        ("http://:8181", "no host"),
+        ("http://opa:0", "no host"),
+        ("http://opa:x", "ort"),
+        ("http://opa:99999", "ort"),
+        ("http://[::1", "IPv6"),
+        ("http://opa/v1", "more than a scheme"),
+        ("http://opa?x", "more than a scheme"),
+        ("http://user:secret@opa", "policy.token_file"),
+        ("unix://opa.sock", "whole path"),
+        ("unix:///", "whole path"),
+        ("unix:opa.sock", "no address"),
+    ],
+)
+def test_an_address_that_is_none_is_refused_with_what_is_wrong(address: str, why: str) -> None:
+    """And with every form that there is; what may be a password is not repeated."""
+    error = complaint(None, {"policy": {"engine": address}})
+    assert "policy.engine" in error.message
+    assert why in error.message
+    assert "unix:///path" in error.remedy
+    assert "secret" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("policy", "wrong"),
+    [
+        ({"engine": "http://opa:8181", "tls_ca": "a"}, "policy.tls_ca"),
+        ({"engine": "unix:///opa", "tls_cert": "c"}, "policy.tls_cert"),
+        ({"engine": "https://opa", "tls_key": "k"}, "policy.tls_key"),
+        ({"bundle": ""}, "policy.bundle"),
+    ],
+)
+def test_tls_without_a_use_is_an_error(policy: dict[str, str], wrong: str) -> None:
+    """Who names a certificate thinks that it is used."""
+    assert wrong in complaint(None, {"policy": policy}).message
