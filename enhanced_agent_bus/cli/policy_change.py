@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -94,6 +92,7 @@ def _status(tally: Tally, fail_on: FailOn | None) -> int:
 
 def replay(session: Session, log: Log, candidate: Path) -> Tally:
     """Raises: ConstitutionRejected, EngineMissing, StoreCorrupt."""
+    import asyncio
 
     async def ask() -> Tally:
         async with _engine() as engine:
@@ -147,6 +146,8 @@ def diff(
 
     Example: eab policy diff policies new-policies
     """
+    import asyncio
+
     from enhanced_agent_bus.cli.reading import record_time
     from enhanced_agent_bus.cli.recorded import Log, constitution_named
 
@@ -169,6 +170,8 @@ def diff(
 
 async def _diff(session: Session, log: Log | None, old: Path, new: Path) -> dict[str, Any]:
     """Raises: ConstitutionRejected, for one that cannot be loaded; EngineMissing, StoreCorrupt."""
+    import tempfile
+
     from enhanced_agent_bus.authoring.differences import Constitution, differences, files_of
 
     with tempfile.TemporaryDirectory(prefix="eab-") as folder:

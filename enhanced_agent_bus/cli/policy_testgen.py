@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,6 +36,8 @@ def generate_test(
 
     Example: eab policy testgen desk/order-7 -o policies/bus/order_7_test.rego
     """
+    import asyncio
+
     from enhanced_agent_bus.cli.reading import active_constitution
     from enhanced_agent_bus.cli.recorded import decision_named, kept_constitution
 
