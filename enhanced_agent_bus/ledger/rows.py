@@ -17,8 +17,8 @@ from enhanced_agent_bus.outcome import END_STATES, WAITING_STATES
 from enhanced_agent_bus.ports import AgentRow, Entry, Move, Opening, StoredMessage
 
 RECORD_BYTES_MAX: Final = 65_535
-#: What v, seq, kind, at, bus and node can take of that, at most.
-_FRONT_BYTES_MAX: Final = 512
+#: Of that v, seq, kind, at, bus and node can take 512 at most.
+_REST_BYTES_MAX: Final = RECORD_BYTES_MAX - 512
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 #: What both a decision record and an envelope say, in the envelope's order.
 _IN_BOTH: Final = (
@@ -77,13 +77,13 @@ def written(kind: str, fields: Mapping[str, Any]) -> bytes:
     if not rest.isascii():
         # Outside of strings JSON is ASCII, so every other character may be replaced by its escape.
         rest = _NOT_ASCII.sub(_escaped, rest.decode()).encode("ascii")
-    if len(rest) > RECORD_BYTES_MAX - _FRONT_BYTES_MAX:
+    if len(rest) > _REST_BYTES_MAX:
         raise BusError(
             f"a {kind} record of {len(rest)} bytes is more than a record can hold",
             code="too_large",
-            remedy=f"keep it under {RECORD_BYTES_MAX - _FRONT_BYTES_MAX} bytes",
+            remedy=f"keep it under {_REST_BYTES_MAX} bytes",
         )
-    return b"," + rest[1:] if len(rest) > len(b"{}") else b"}"
+    return b"," + rest[1:] if rest != b"{}" else b"}"
 
 
 def message_row(seq: int, at_us: int, opening: Opening, *, told: bool) -> tuple[Any, ...]:
