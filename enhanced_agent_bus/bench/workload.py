@@ -112,6 +112,7 @@ allow if {
 }
 
 reasons contains {"rule": name, "code": object.get(data.bus.rules[name], "code", name)} if {
+	not allow
 	some name in data.bus.manifest.rules
 	not data.bus.rules[name].admit == true
 }

@@ -28,16 +28,23 @@ allow if {
 	}
 }
 
-# One reason for each rule that did not admit or wants an approval, in the order of the list.
-reasons := [reason |
+# One reason for each rule that did not admit or, where all did, that wants an approval, in the order of the list.
+reasons := [reason_of(name) |
 	some name in data.bus.manifest.rules
-	explains(name)
+	not data.bus.rules[name].admit == true
+] if {
+	not allow
+} else := [reason_of(name) |
+	some name in data.bus.manifest.rules
+	count(data.bus.rules[name].hold) > 0
+]
+
+reason_of(name) := object.union({"rule": name, "code": name, "message": unsaid(name)}, said) if {
 	said := {part: text |
 		some part in ["code", "message", "remedy"]
 		text := data.bus.rules[name][part]
 	}
-	reason := object.union({"rule": name, "code": name, "message": unsaid(name)}, said)
-]
+}
 
 # What is said for a rule that has no message of its own.
 unsaid(name) := concat("", ["waits for an approval by ", concat(" or ", approving(name))]) if {
@@ -48,13 +55,6 @@ approving(name) := {role |
 	some entry in data.bus.rules[name].hold
 	some role in entry.roles
 	is_string(role)
-}
-
-explains(name) if not data.bus.rules[name].admit == true
-
-explains(name) if {
-	allow
-	count(data.bus.rules[name].hold) > 0
 }
 
 # A rule does not name itself in what it asks to hold; its place in the list does.
