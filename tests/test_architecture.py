@@ -61,7 +61,7 @@ THIRD_PARTY: Final[dict[str, frozenset[str]]] = {
     "audit": frozenset({"cryptography"}),
     "authoring": frozenset({"cryptography"}),
     "cli": frozenset({"rich", "typer"}),
-    "bench": frozenset({"autogen_core", "cryptography", "faststream", "rich", "taskiq", "vaara"}),
+    "bench": frozenset({"autogen_core", "cryptography", "faststream", "httpx", "rich", "taskiq", "vaara"}),
 }
 
 

@@ -23,7 +23,7 @@ from enhanced_agent_bus.bench.stations import replaced
 from enhanced_agent_bus.bench.workload import Load, Profile
 from enhanced_agent_bus.engines.cache import DecisionCache
 from enhanced_agent_bus.engines.worker import WorkerEngine
-from enhanced_agent_bus.ports import Loaded
+from enhanced_agent_bus.ports import Loaded, PolicyEngine
 
 IN_FLIGHT: Final = 64
 DECISION_SECONDS: Final = 10.0
@@ -78,7 +78,7 @@ def questions(loaded: Loaded, agents: int = workload.AGENTS) -> Iterator[tuple[s
         yield profiles[load.sender].tenant, orjson.dumps(document(profiles, load, number, loaded))
 
 
-async def decide(engine: WorkerEngine, loaded: Loaded, question: tuple[str, bytes]) -> None:
+async def decide(engine: PolicyEngine, loaded: Loaded, question: tuple[str, bytes]) -> None:
     """One decision, which must be an allow."""
     answer = await engine.decide(loaded.digest, question[0], question[1], DECISION_SECONDS)
     if answer.code is not None or not orjson.loads(answer.body)["allow"]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from enhanced_agent_bus.bench import decisions, growth, logs, neighbours, peers, sends, workload
+from enhanced_agent_bus.bench import decisions, growth, logs, neighbours, peers, sends, server, workload
 from enhanced_agent_bus.bench.figures import Figure, machine
 from enhanced_agent_bus.bench.house import QUICK, Scale
 from enhanced_agent_bus.bench.stations import stations
@@ -22,6 +22,7 @@ ROWS: Final[dict[str, Row]] = {
     "durable": sends.durable,
     "durable_request": sends.durable_request,
     "decision": decisions.decision,
+    "server": server.server,
     "cache": decisions.cache,
     "bombs": neighbours.bombs,
     "start": decisions.start,

@@ -219,6 +219,7 @@ class OneAnswerTransport(httpx.AsyncBaseTransport):
         self._loop = asyncio.get_running_loop()
         self._open: set[_Connection] = set()
         self._silent: deque[_Connection] = deque()  # the one that rests longest first
+        self._opening = 0
         self._closed = False
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -267,7 +268,7 @@ class OneAnswerTransport(httpx.AsyncBaseTransport):
                 silent.popleft()
                 connection.abort("it was not used for long")
                 continue
-            full = len(self._open) >= CONNECTIONS_MAX
+            full = len(self._open) + self._opening >= CONNECTIONS_MAX
             if rested >= (REST_SECONDS_MIN if full else REST_SECONDS):
                 silent.popleft()
                 if connection.is_silent():
@@ -282,6 +283,7 @@ class OneAnswerTransport(httpx.AsyncBaseTransport):
     async def _connect(self) -> _Connection:
         if self._closed:
             raise httpx.ConnectError("the bus has closed its connections")
+        self._opening += 1
         try:
             if self._path is not None:
                 _, connection = await self._loop.create_unix_connection(self._made, self._path)
@@ -290,6 +292,8 @@ class OneAnswerTransport(httpx.AsyncBaseTransport):
                 _, connection = await self._loop.create_connection(self._made, host, port, ssl=self._tls)
         except (OSError, ValueError) as error:  # ValueError: a name that is none
             raise httpx.ConnectError(f"{type(error).__name__}: {error}") from error
+        finally:
+            self._opening -= 1
         return connection
 
     def _made(self) -> _Connection:
