@@ -106,6 +106,7 @@ class ServerEngine:
         self._heard_at = -1.0
         self._version: str | None = None  # None while it has not been heard
         self._known: dict[str, _Known] = {}
+        self._decided = ""  # the digest of the last one that was asked about
         self._breaker = Breaker()
         self._turns = Turns(AT_ONCE_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -160,9 +161,11 @@ class ServerEngine:
         ours = version_numbers(self.worker_version)
         if self._version is not None and version_numbers(self._version)[:2] != ours[:2]:
             found.append("policy_server_version")
-        if any(known.differs for known in self._known.values()):
+        newest = next(reversed(self._known.values()), None)
+        decides = self._known.get(self._decided, newest)  # a candidate can be loaded, too
+        if decides is not None and decides.differs:
             found.append("policy_server_modules")
-        if any(known.modules.take_schemas for known in self._known.values()):
+        if decides is not None and decides.modules.take_schemas:
             found.append("policy_server_schemas")
         return found
 
@@ -182,6 +185,7 @@ class ServerEngine:
             )
         if len(document) > QUESTION_BYTES_MAX:
             return Answer("policy_error", detail=f"a question of {len(document)} bytes is too large")
+        self._decided = digest
         asked = _Asked()
         deadline = self._loop.time() + timeout_seconds
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from enhanced_agent_bus import Agent, AgentBus, Receipt
+from enhanced_agent_bus import Agent, AgentBus, ConstitutionRejected, Receipt
 from enhanced_agent_bus.engines import server as server_engine
 from tests.developer import Inbox, log, small_bus, until
 from tests.hostile import Asked, decided, hostile, http, sends
@@ -152,6 +152,19 @@ async def test_other_modules_under_the_same_revision_are_named(tmp_path: Path, o
     more = write_constitution(tmp_path / "more", RULES, files={"bus/more.rego": "package bus.more\n\nx := 1\n"})
     async with opa_server(opa_binary, more) as opa, beside(tmp_path / "other", opa) as (bus, _desk, _):
         assert weakenings(bus) == {TRUSTED, "policy_server_modules"}
+
+
+async def test_a_constitution_that_was_not_activated_is_no_weakening(
+    tmp_path: Path, opa_binary: Path, policies: Path
+) -> None:
+    """What a server lacks of a candidate that was rejected at the last moment does not matter."""
+    late = write_constitution(tmp_path / "late", {"few": "admit if true"}, not_after="2020-01-01T00:00:00Z")
+    async with opa_server(opa_binary, policies) as opa, beside(tmp_path, opa) as (bus, desk, _):
+        assert (await desk.send("booker", {"n": 1})).ok
+        with pytest.raises(ConstitutionRejected, match="expired"):
+            await bus.activate(late)
+        assert weakenings(bus) == {TRUSTED}
+        assert (await desk.send("booker", {"n": 1})).ok
 
 
 async def test_tests_of_the_constitution_and_other_bundles_are_no_difference(
