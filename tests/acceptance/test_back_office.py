@@ -27,7 +27,9 @@ def test_each_message_ends_as_the_page_says(
     """Taint travels, the purse is shared, a new payee waits once, and nothing is paid unchecked."""
     monkeypatch.setenv("EAB_HOME", str(tmp_path / "home"))
     [summary] = said(capsys, *RUN, *AT)
-    assert (summary["delivered"], summary["refused"], summary["held"]) == (3, 5, 1)
+    assert (summary["delivered"], summary["refused"], summary["bad_lines"]) == (2, 2, 0)
+    [held] = said(capsys, "held", "list")
+    assert held["message_id"] == "clerk/first-payment"
     refused = said(capsys, "audit", "search", "verdict:refuse")
     rules = {record["message_id"]: {reason["rule"] for reason in record["reasons"]} for record in refused}
     assert rules == {
@@ -41,6 +43,5 @@ def test_each_message_ends_as_the_page_says(
     [approved] = said(capsys, "held", "approve", "clerk/first-payment", "--as", "controller")
     assert approved["state"] == "accepted"
     assert [fact["value"] for fact in said(capsys, "facts", "list") if fact["key"] == "payees"] == [["Paper Ltd"]]
-    [summary] = said(capsys, *RUN, *AT)
-    assert summary["held"] == 0
+    assert said(capsys, "held", "list") == []
     said(capsys, "audit", "verify")

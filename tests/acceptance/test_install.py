@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = "opa-agent-bus"
@@ -92,8 +93,9 @@ def requirements_of(wanted: Distribution, seen: set[str]) -> Iterator[Distributi
     """All that is needed to run it, by way of everything in between, each once."""
     for line in wanted.requires or []:
         requirement = Requirement(line)
-        if requirement.name not in seen and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
-            seen.add(requirement.name)
+        name = canonicalize_name(requirement.name)
+        if name not in seen and (requirement.marker is None or requirement.marker.evaluate({"extra": ""})):
+            seen.add(name)
             found = distribution(requirement.name)
             assert requirement.specifier.contains(found.version), f"{requirement} and {found.version} is installed"
             yield found
