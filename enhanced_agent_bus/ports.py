@@ -95,6 +95,7 @@ class Checked:
     cacheable: bool
     problems: tuple[Problem, ...]
     tests: Mapping[str, Any] = field(default_factory=dict)
+    warnings: tuple[Problem, ...] = ()  # only when asked for; `reason` is the kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,14 @@ var capabilities = sync.OnceValue(func() *ast.Capabilities {
 	return caps
 })
 
+var builtinsByName = sync.OnceValue(func() map[string]*ast.Builtin {
+	known := map[string]*ast.Builtin{}
+	for _, builtin := range capabilities().Builtins {
+		known[builtin.Name] = builtin
+	}
+	return known
+})
+
 func capabilitiesDigest() string {
 	sum := sha256.Sum256(capabilitiesJSON)
 	return hex.EncodeToString(sum[:])

@@ -15,6 +15,7 @@ type checkAnswer struct {
 	Cacheable bool       `json:"cacheable"`
 	Problems  []problem  `json:"problems"`
 	Tests     testCounts `json:"tests"`
+	Warnings  []problem  `json:"warnings"` // what can be activated and should be looked at; only when asked for
 }
 
 type testCounts struct {
@@ -32,14 +33,14 @@ type testFailure struct {
 	Message string `json:"message"`
 }
 
-func check(from string) (any, error) {
-	src, problems, err := readSource(from)
+func check(r request) (any, error) {
+	src, problems, err := readSource(r.Path)
 	if err != nil {
 		return nil, err
 	}
 	answer := checkAnswer{
 		Rules: []string{}, ReadPaths: [][]string{}, Widened: []widened{}, Problems: []problem{},
-		Tests: testCounts{Failures: []testFailure{}},
+		Tests: testCounts{Failures: []testFailure{}}, Warnings: []problem{},
 	}
 	if len(problems) > 0 {
 		answer.Problems = problems
@@ -50,8 +51,19 @@ func check(from string) (any, error) {
 	answer.Digest, answer.Revision, answer.Name, answer.NotAfter = s.Digest, s.Revision, s.Name, s.NotAfter
 	answer.Signed, answer.Rules, answer.ReadPaths, answer.Cacheable = s.Signed, s.Rules, s.ReadPaths, s.Cacheable
 	answer.Widened = orEmpty(c.reads.widened)
+	var seen *answersSeen
+	if r.Warnings {
+		answer.Warnings = append(answer.Warnings, c.misplacedTests()...)
+		if len(problems) == 0 {
+			answer.Warnings = append(answer.Warnings, c.warnings()...)
+			seen = newAnswersSeen()
+		}
+	}
 	if len(problems) == 0 {
-		answer.Tests, problems = c.runTests()
+		answer.Tests, problems = c.runTests(seen)
+	}
+	if seen != nil && len(problems) == 0 {
+		answer.Warnings = append(answer.Warnings, c.untested(seen)...)
 	}
 	answer.Problems = orEmpty(problems)
 	answer.OK = len(problems) == 0

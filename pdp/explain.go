@@ -1,11 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"slices"
-	"strings"
+	"errors"
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -13,15 +11,11 @@ import (
 	"github.com/open-policy-agent/opa/v1/topdown"
 )
 
-const (
-	explainSecondsMax = 10
-	eventsMax         = 200_000
-	valueBytesMax     = 2048
-)
+const explainSecondsMax = 10
 
 type explainAnswer struct {
 	Decision json.RawMessage   `json:"decision"`
-	Error    string            `json:"error,omitempty"`
+	Error    *explainedError   `json:"error"`
 	Rules    []ruleExplanation `json:"rules"`
 }
 
@@ -31,20 +25,19 @@ type ruleExplanation struct {
 	Code   string          `json:"code"`
 	File   string          `json:"file"`
 	Row    int             `json:"row"`
-	Error  string          `json:"error,omitempty"`
-	Failed *failedLocation `json:"failed"`
+	Error  *explainedError `json:"error"`
+	Failed *step           `json:"failed"` // of the way that came nearest
+	Ways   []*step         `json:"ways"`   // each way to admit, in the order of the source, and where it ended
 }
 
-// failedLocation is the first expression that was not true, and what stood in it.
-type failedLocation struct {
-	File    string                     `json:"file"`
-	Row     int                        `json:"row"`
-	Text    string                     `json:"text"`
-	Values  map[string]json.RawMessage `json:"values"`
-	Missing []string                   `json:"missing"` // what had no value at all
+// explainedError is an evaluation that gave no answer, and the expression at which it ended.
+type explainedError struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+	At      *step  `json:"at"`
 }
 
-// explain asks every listed rule by itself, and finds the expression at which one that does not admit ended.
+// explain asks every listed rule by itself, and finds the expressions at which one that does not admit ended.
 func (s *server) explain(r request) (any, error) {
 	law := s.find(r.Digest)
 	if r.Path != "" {
@@ -68,17 +61,20 @@ func (s *server) explain(r request) (any, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), explainSecondsMax*time.Second)
 	defer cancel()
-	answer := explainAnswer{Rules: []ruleExplanation{}}
+	asker := law.asker(ctx, law.compiler)
+	answer := explainAnswer{Rules: []ruleExplanation{}, Decision: json.RawMessage("null")}
 	decision, fail := law.evaluate(r.Input, explainSecondsMax*time.Second)
-	if fail != nil {
-		answer.Error = fail.Error()
-	}
-	answer.Decision = decision
-	if decision == nil {
-		answer.Decision = json.RawMessage("null")
+	switch {
+	case fail != nil:
+		answer.Error = &explainedError{Code: fail.Code, Message: fail.Message}
+		if failed := asker.errorIn(decisionRef, input); failed != nil {
+			answer.Error.Message, answer.Error.At = failed.Message, failed.At
+		}
+	case decision != nil:
+		answer.Decision = decision
 	}
 	for _, name := range law.rules {
-		answer.Rules = append(answer.Rules, law.explainRule(ctx, name, input))
+		answer.Rules = append(answer.Rules, asker.explainRule(name, input))
 	}
 	return answer, nil
 }
@@ -87,164 +83,85 @@ func ruleRef(name, part string) ast.Ref {
 	return append(ast.MustParseRef("data.bus.rules"), ast.StringTerm(name), ast.StringTerm(part))
 }
 
-func (c *constitution) explainRule(ctx context.Context, name string, input ast.Value) ruleExplanation {
-	answer := ruleExplanation{Name: name, Code: name}
+func (a *asker) explainRule(name string, input ast.Value) ruleExplanation {
+	answer := ruleExplanation{Name: name, Code: name, Ways: []*step{}}
 	admit := ruleRef(name, admitName)
-	if rules := c.compiler.GetRulesExact(admit); len(rules) > 0 {
-		answer.File, answer.Row = rules[0].Location.File, rules[0].Location.Row
-		for _, rule := range rules {
-			if !rule.Default { // where it admits says more than where it does not
-				answer.File, answer.Row = rule.Location.File, rule.Location.Row
-				break
-			}
+	for _, rule := range a.compiler.GetRulesExact(admit) {
+		if answer.Row == 0 || !rule.Default { // where it admits says more than where it does not
+			answer.File, answer.Row = rule.Location.File, rule.Location.Row
+		}
+		if !rule.Default {
+			break
 		}
 	}
-	if code, ok := c.valueOf(ctx, ruleRef(name, "code"), input); ok {
-		var text string
-		if json.Unmarshal(code, &text) == nil {
-			answer.Code = text
+	if code, err := a.ask(ast.NewTerm(ruleRef(name, "code")), input, nil); err == nil && code != nil {
+		if text, ok := code.Value.(ast.String); ok {
+			answer.Code = string(text)
 		}
 	}
-	events := &eventBuffer{}
-	value, err := c.ask(ctx, admit, input, rego.EvalQueryTracer(events), rego.EvalRuleIndexing(false), rego.EvalEarlyExit(false))
+	value, err := a.ask(ast.NewTerm(admit), input, nil)
 	if err != nil {
-		answer.Error = err.Error()
+		answer.Error = a.errorIn(admit, input)
+		return answer
 	}
 	answer.Admit = value != nil && value.Value.Compare(ast.Boolean(true)) == 0
-	if !answer.Admit {
-		answer.Failed = c.failedIn(ctx, events.events, admit, input)
+	if answer.Admit {
+		return answer
+	}
+	ways := a.ways(admit, &moment{input: input}, 0)
+	for _, one := range ways {
+		if one.failed != nil {
+			answer.Ways = append(answer.Ways, a.whyNot(one, 0))
+		}
+	}
+	if best := nearest(ways); best != nil && best.failed != nil {
+		answer.Failed = a.whyNot(*best, 0)
 	}
 	return answer
 }
 
-// ask evaluates one ref; nil when it is undefined.
-func (c *constitution) ask(ctx context.Context, ref ast.Ref, input ast.Value, options ...rego.EvalOption) (*ast.Term, error) {
-	var found *ast.Term
-	query, err := rego.New(
-		rego.ParsedQuery(ast.NewBody(ast.Equality.Expr(ast.VarTerm("answer"), ast.NewTerm(ref)))),
-		rego.Compiler(c.compiler), rego.Store(c.store), rego.Transaction(c.txn),
-		rego.Capabilities(capabilities()), rego.StrictBuiltinErrors(true),
-		rego.GenerateJSON(func(term *ast.Term, _ *rego.EvalContext) (any, error) {
-			found = term
-			return nil, nil
-		}),
-	).PrepareForEval(ctx)
-	if err != nil {
-		return nil, err
-	}
-	options = append(options, rego.EvalParsedInput(input), rego.EvalTransaction(c.txn))
-	_, err = query.Eval(ctx, options...)
-	return found, err
-}
-
-func (c *constitution) valueOf(ctx context.Context, ref ast.Ref, input ast.Value) (json.RawMessage, bool) {
-	term, err := c.ask(ctx, ref, input)
-	if err != nil || term == nil {
-		return nil, false
-	}
-	value, err := ast.JSON(term.Value)
-	if err != nil {
-		return nil, false
-	}
-	var text bytes.Buffer
-	encoder := json.NewEncoder(&text)
-	encoder.SetEscapeHTML(false)
-	if encoder.Encode(value) != nil {
-		return nil, false
-	}
-	if text.Len() > valueBytesMax {
-		return json.RawMessage(`"… (too large to show)"`), true
-	}
-	return json.RawMessage(bytes.TrimSpace(text.Bytes())), true
-}
-
-// failedIn follows the trace from the rule asked to the expression that was not true: into another rule where that
-// expression is nothing but that rule's name.
-func (c *constitution) failedIn(ctx context.Context, events []topdown.Event, ref ast.Ref, input ast.Value) *failedLocation {
-	var failed *ast.Expr
-	for depth := 0; depth < 16; depth++ {
-		expr := firstFail(events, ref)
-		if expr == nil {
-			break
-		}
-		failed = expr
-		term, ok := expr.Terms.(*ast.Term)
-		if !ok || expr.Negated {
-			break
-		}
-		next, ok := term.Value.(ast.Ref)
-		if !ok || !next.HasPrefix(ast.DefaultRootRef) || !next.IsGround() || next.Equal(ref) {
-			break
-		}
-		ref = next
-	}
-	if failed == nil || failed.Location == nil {
+// errorIn evaluates a rule that ends in an error once more, to see where; nil when it does not.
+func (a *asker) errorIn(ref ast.Ref, input ast.Value) *explainedError {
+	term := ast.NewTerm(ref)
+	_, err := a.ask(term, input, nil)
+	if err == nil {
 		return nil
 	}
-	at := failed.Location
-	answer := &failedLocation{File: at.File, Row: at.Row, Values: map[string]json.RawMessage{}, Missing: []string{}}
-	if file := c.src.file(at.File); file != nil {
-		answer.Text = strings.TrimSpace(lineOf(file.data, at.Row))
+	answer := &explainedError{Code: "policy_error", Message: err.Error()}
+	if topdown.IsCancel(err) {
+		answer.Code, answer.Message = "policy_timeout", "the evaluation did not end in time"
+		return answer
 	}
-	for _, seen := range c.refsOnLine(at) {
-		if value, ok := c.valueOf(ctx, seen, input); ok {
-			answer.Values[seen.String()] = value
-		} else {
-			answer.Missing = append(answer.Missing, seen.String())
-		}
+	var broken *topdown.Error
+	if !errors.As(err, &broken) {
+		return answer
+	}
+	answer.Message = broken.Message
+	if broken.Location != nil {
+		answer.At = a.whereBroken(term, input, broken.Location)
 	}
 	return answer
 }
 
-// firstFail is the first expression to fail directly in a body of this rule.
-func firstFail(events []topdown.Event, ref ast.Ref) *ast.Expr {
-	bodies := map[uint64]bool{}
-	for _, event := range events {
-		switch node := event.Node.(type) {
-		case *ast.Rule:
-			if event.Op == topdown.EnterOp && node.Ref().Equal(ref) && !node.Default {
-				bodies[event.QueryID] = true
-			}
-		case *ast.Expr:
-			if event.Op == topdown.FailOp && bodies[event.QueryID] {
-				return node
-			}
+// whereBroken finds what a built-in got when it failed: OPA says where that was, and goes on evaluating.
+func (a *asker) whereBroken(term *ast.Term, input ast.Value, at *ast.Location) *step {
+	r := newRecorder()
+	r.wanted = at
+	_, _ = a.ask(term, input, nil, rego.EvalQueryTracer(r))
+	for _, m := range r.there {
+		terms, ok := m.expr.Terms.([]*ast.Term)
+		if !ok {
+			continue
+		}
+		call := ast.Call{terms[0]}
+		for _, operand := range terms[1:min(len(terms), a.compiler.GetArity(m.expr.Operator())+1)] {
+			call = append(call, fill(operand, m))
+		}
+		if _, err := a.ask(ast.NewTerm(call), m.input, m.withs); err != nil {
+			return a.describe(m, withGenerated(m.expr), m.expr.BaseCogeneratedExpr())
 		}
 	}
-	return nil
-}
-
-// refsOnLine are the refs to input and data that the line has, as far as they are written out.
-func (c *constitution) refsOnLine(at *ast.Location) []ast.Ref {
-	var found []ast.Ref
-	module := c.compiler.Modules[at.File]
-	if module == nil {
-		return nil
-	}
-	walkRefs(module, func(ref ast.Ref, location *ast.Location) {
-		if location == nil || location.Row != at.Row {
-			return
-		}
-		ref = ref.ConstantPrefix()
-		rules := c.compiler.GetRulesExact(ref)
-		isFunction := len(rules) > 0 && len(rules[0].Head.Args) > 0
-		known := slices.ContainsFunc(found, func(other ast.Ref) bool { return other.Equal(ref) })
-		if len(ref) > 1 && !isFunction && !known {
-			found = append(found, ref)
-		}
-	})
-	return found
-}
-
-// eventBuffer keeps a trace, up to a bound.
-type eventBuffer struct {
-	events []topdown.Event
-}
-
-func (b *eventBuffer) Enabled() bool               { return true }
-func (b *eventBuffer) Config() topdown.TraceConfig { return topdown.TraceConfig{} }
-func (b *eventBuffer) TraceEvent(event topdown.Event) {
-	if (event.Op == topdown.EnterOp || event.Op == topdown.FailOp) && len(b.events) < eventsMax {
-		b.events = append(b.events, event)
-	}
+	place := &step{File: at.File, Row: at.Row, Col: at.Col, Text: cut(textOf(at), stepTextMax)}
+	place.Values, place.Missing, place.Private, place.Via = values{}, []string{}, []string{}, []string{}
+	return place
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"path"
 	"slices"
@@ -94,6 +95,7 @@ func compileConstitution(src *source) (*constitution, []problem) {
 		// A module that does not parse makes half of what the compiler would say wrong.
 		return c, r.problems
 	}
+	r.names = &knownNames{modules: c.modules}
 	c.compile(r)
 	if len(r.problems) > 0 {
 		return c, r.problems
@@ -208,6 +210,10 @@ func (c *constitution) parse(r *report) {
 			continue
 		}
 		module, err := ast.ParseModuleWithOpts(file.path, string(file.data), parserOptions())
+		if list := (ast.Errors)(nil); errors.As(err, &list) {
+			r.parseErrors(list, &file)
+			continue
+		}
 		if err != nil {
 			r.opa(err, file.path)
 			continue

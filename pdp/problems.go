@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
+	"github.com/open-policy-agent/opa/v1/types"
 )
 
 const (
@@ -41,13 +42,16 @@ func invalid(problems []problem) *failure {
 type report struct {
 	src      *source
 	problems []problem
+	names    *knownNames // what a misspelt name can stand for; nil: not known
 }
 
 func (r *report) add(p problem) {
 	if len(r.problems) >= problemsMax {
 		return
 	}
-	p.Reason = reasonInvalid
+	if p.Reason == "" {
+		p.Reason = reasonInvalid
+	}
 	if p.Text == "" && p.Row > 0 {
 		if file := r.src.file(p.File); file != nil {
 			p.Text = lineOf(file.data, p.Row)
@@ -60,7 +64,12 @@ func (r *report) add(p problem) {
 
 // at adds a problem at a place in a Rego file.
 func (r *report) at(location *ast.Location, message, hint string) {
-	p := problem{Message: message, Hint: hint}
+	r.kind("", location, message, hint)
+}
+
+// kind is at for something of another kind than a reason to reject.
+func (r *report) kind(reason string, location *ast.Location, message, hint string) {
+	p := problem{Reason: reason, Message: message, Hint: hint}
 	if location != nil {
 		p.File, p.Row, p.Col = location.File, location.Row, location.Col
 	}
@@ -74,13 +83,62 @@ func (r *report) opa(err error, fallbackFile string) {
 	switch {
 	case errors.As(err, &list):
 		for _, found := range list {
-			r.at(found.Location, found.Message, hintFor(found))
+			r.found(found)
 		}
 	case errors.As(err, &one):
-		r.at(one.Location, one.Message, hintFor(one))
+		r.found(one)
 	default:
 		r.add(problem{Message: err.Error(), File: fallbackFile, Hint: "see the message"})
 	}
+}
+
+// found adds an error of OPA's, with its details, and what was most likely meant.
+func (r *report) found(e *ast.Error) {
+	message, hint, at := e.Message, hintFor(e), e.Location
+	switch detail := e.Details.(type) {
+	case *ast.RefErrInvalidDetail:
+		at = locationOf(detail.Ref, detail.Pos, at)
+		hint = hintForRef(detail, hint)
+	case *ast.RefErrUnsupportedDetail:
+		at = locationOf(detail.Ref, detail.Pos, at)
+		hint = fmt.Sprintf("%s is of the type %s, which has no fields", detail.Ref[:detail.Pos+1], types.Sprint(detail.Have))
+	case *ast.UnificationErrDetail:
+		message += fmt.Sprintf(": %s and %s are never equal", types.Sprint(detail.Left), types.Sprint(detail.Right))
+	case *ast.ArgErrDetail:
+		message += argumentsText(detail)
+	}
+	if found := unsafeName.FindStringSubmatch(e.Message); found != nil && at != nil {
+		if file := r.src.file(at.File); file != nil {
+			at = locationOfName(found[1], at, lineOf(file.data, at.Row))
+		}
+	}
+	if near := r.names.near(e); near != "" {
+		hint = fmt.Sprintf("did you mean %s? %s", near, hint)
+	}
+	r.at(at, message, hint)
+}
+
+// typeTextMax is where a type is too long to help.
+const typeTextMax = 100
+
+func argumentsText(detail *ast.ArgErrDetail) string {
+	wanted := detail.Want.Args
+	if len(wanted) == len(detail.Have)+1 && len(wanted) > 1 { // the last one is what it gives
+		wanted = wanted[:len(wanted)-1]
+	}
+	text := fmt.Sprintf(": it takes %s and gets %s", typesText(wanted), typesText(detail.Have))
+	if len(text) > 2*typeTextMax {
+		return ""
+	}
+	return text
+}
+
+func typesText(list []types.Type) string {
+	names := make([]string, len(list))
+	for i, one := range list {
+		names[i] = types.Sprint(one)
+	}
+	return "(" + strings.Join(names, ", ") + ")"
 }
 
 func lineOf(data []byte, row int) string {
@@ -116,8 +174,7 @@ var hints = []struct {
 		"it cannot be stopped and can fill the memory; use arithmetic or sprintf"},
 	{regexp.MustCompile(`undefined function`),
 		"check the spelling; what is there is listed in pdp/capabilities.json, and a function of yours needs its import"},
-	{regexp.MustCompile(`undefined ref: input`),
-		"check the spelling against the input's schema (`eab policy check` knows it), or widen bus/schema/input.json"},
+	{regexp.MustCompile(`undefined ref: input`), "check the spelling against the input's schema"},
 	{regexp.MustCompile(`undefined ref`), "check the spelling, and that the rule or data is there"},
 	{regexp.MustCompile(`undefined schema`), "add the file to bus/schema/, and name it schema.<name>"},
 	{regexp.MustCompile(`remote reference loading disabled|unable to compile the schema`),
@@ -126,6 +183,7 @@ var hints = []struct {
 	{regexp.MustCompile(`import .* unused`), "remove the import"},
 	{regexp.MustCompile(`import must not shadow`), "remove one of the imports, or give it another name with `as`"},
 	{regexp.MustCompile(`recursive|recursion`), "a rule cannot need itself; move the common part into a rule of its own"},
+	{regexp.MustCompile(`conflicts with built-in`), "give the rule another name"},
 	{regexp.MustCompile(`conflict.*data|conflicts with`), "data.json and a rule give the same name; rename one of the two"},
 	{regexp.MustCompile(`conflicting rules|multiple default rules|conflicting`),
 		"give the rule one kind and one default; put other values under another name"},

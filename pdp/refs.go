@@ -5,6 +5,13 @@ import "github.com/open-policy-agent/opa/v1/ast"
 // walkRefs visits every ref to input and to data of a module, in rule heads too, with the place that is nearest to it
 // in the source: what the compiler has rewritten often has no place of its own. A bare `input` is visited as a ref.
 func walkRefs(module *ast.Module, visit func(ast.Ref, *ast.Location)) {
+	for _, rule := range module.Rules {
+		walkRuleRefs(rule, visit)
+	}
+}
+
+// walkRuleRefs is walkRefs for a single rule.
+func walkRuleRefs(rule *ast.Rule, visit func(ast.Ref, *ast.Location)) {
 	var near *ast.Location
 	at := func(location *ast.Location) *ast.Location {
 		if location != nil && location.File != "" {
@@ -43,7 +50,5 @@ func walkRefs(module *ast.Module, visit func(ast.Ref, *ast.Location)) {
 		}
 		return false
 	})
-	for _, rule := range module.Rules {
-		visitor.Walk(rule)
-	}
+	visitor.Walk(rule)
 }

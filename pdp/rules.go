@@ -113,6 +113,11 @@ func (c *constitution) checkDefault(name string, r *report) {
 			return // it is there and does not parse; that has been said
 		}
 	}
+	if module := c.modules[first]; module != nil && !module.Package.Path.Equal(pkg) {
+		r.at(module.Package.Location, fmt.Sprintf("the listed rule %q is in %s", name, module.Package),
+			fmt.Sprintf("write `package bus.rules.%s`, and in it `%s`", name, defaultAdmit))
+		return
+	}
 	r.add(problem{
 		Message: fmt.Sprintf("the listed rule %q has no `%s`", name, defaultAdmit), File: first, Row: 1,
 		Hint: fmt.Sprintf("write `%s` in the package bus.rules.%s", defaultAdmit, name),

@@ -124,6 +124,8 @@ type request struct {
 	Token    string          `json:"token"`
 	Keys     []string        `json:"keys"`
 	Coverage bool            `json:"coverage"`
+	Run      string          `json:"run"`
+	Warnings bool            `json:"warnings"`
 	Input    json.RawMessage `json:"input"`
 }
 
@@ -138,9 +140,9 @@ func (s *server) answer(question frame) (any, error) {
 	case opLoad:
 		return s.load(r)
 	case opCheck:
-		return check(r.Path)
+		return check(r)
 	case opTest:
-		return test(r.Path, r.Coverage)
+		return test(r)
 	case opExplain:
 		return s.explain(r)
 	case opFormat:

@@ -4,32 +4,51 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/cover"
 	"github.com/open-policy-agent/opa/v1/storage"
 	"github.com/open-policy-agent/opa/v1/tester"
+	"github.com/open-policy-agent/opa/v1/topdown"
 )
 
 // testSecondsMax ends a test run; what was not run by then has failed.
 const testSecondsMax = 60
 
+// whySecondsMax bounds what is spent on saying why tests failed, for all of them together.
+const whySecondsMax = 15
+
+const notTrue = "it was not true"
+
 type testAnswer struct {
 	Tests    []testResult   `json:"tests"`
 	Coverage []fileCoverage `json:"coverage,omitempty"`
+	BadRun   string         `json:"bad_run,omitempty"` // why `run` is no regular expression
 }
 
 type testResult struct {
-	Package    string `json:"package"`
-	Name       string `json:"name"`
-	File       string `json:"file"`
-	Row        int    `json:"row"`
-	Passed     bool   `json:"passed"`
-	Error      string `json:"error"`
-	DurationUS int64  `json:"duration_us"`
-	Output     string `json:"output"`
+	Package    string   `json:"package"`
+	Name       string   `json:"name"`
+	File       string   `json:"file"`
+	Row        int      `json:"row"`
+	Passed     bool     `json:"passed"`
+	Error      string   `json:"error"`
+	DurationUS int64    `json:"duration_us"`
+	Output     string   `json:"output"`
+	Failed     *step    `json:"failed"` // the expression at which a test ended that did not pass
+	Cases      []string `json:"cases"`  // of a test with cases, those that did not pass
+}
+
+// testRun is what a run of tests is to do.
+type testRun struct {
+	only    string              // a regular expression for full names; "" for all
+	covered *cover.Cover        // nil: not wanted
+	tracer  topdown.QueryTracer // nil: none
+	explain bool                // say of those that fail why
 }
 
 type fileCoverage struct {
@@ -41,8 +60,11 @@ type fileCoverage struct {
 
 // test runs a constitution's own tests, as `opa test` does but with strict built-in errors, the reduced capabilities
 // and the input's schema: what passes here is what decides.
-func test(from string, coverage bool) (any, error) {
-	src, problems, err := readSource(from)
+func test(r request) (any, error) {
+	if _, err := regexp.Compile(r.Run); err != nil {
+		return testAnswer{Tests: []testResult{}, BadRun: err.Error()}, nil
+	}
+	src, problems, err := readSource(r.Path)
 	if err != nil {
 		return nil, err
 	}
@@ -53,25 +75,25 @@ func test(from string, coverage bool) (any, error) {
 	if len(problems) > 0 {
 		return nil, invalid(problems)
 	}
-	var covered *cover.Cover
-	if coverage {
-		covered = cover.New()
+	run := testRun{only: r.Run, explain: true}
+	if r.Coverage {
+		run.covered = cover.New()
 	}
-	results, problems := c.test(covered)
+	results, problems := c.test(run)
 	if len(problems) > 0 {
 		return nil, invalid(problems)
 	}
 	answer := testAnswer{Tests: orEmpty(results)}
-	if covered != nil {
-		answer.Coverage = c.coverage(covered.Report(c.modules))
+	if run.covered != nil {
+		answer.Coverage = c.coverage(run.covered.Report(c.modules))
 	}
 	return answer, nil
 }
 
-// test compiles rules and tests together and runs every test_ rule.
-func (c *constitution) test(covered *cover.Cover) ([]testResult, []problem) {
-	r := &report{src: c.src}
+// test compiles rules and tests together and runs the test_ rules.
+func (c *constitution) test(run testRun) ([]testResult, []problem) {
 	modules := cloneModules(c.modules, c.tests)
+	r := &report{src: c.src, names: &knownNames{modules: modules}}
 	ctx, cancel := context.WithTimeout(context.Background(), testSecondsMax*time.Second)
 	defer cancel()
 	compiler := newCompiler(c.schemas).
@@ -81,13 +103,17 @@ func (c *constitution) test(covered *cover.Cover) ([]testResult, []problem) {
 	runner := tester.NewRunner().
 		SetCompiler(compiler).
 		SetStore(c.store).
-		SetStore(c.store).
 		SetModules(modules).
 		RaiseBuiltinErrors(true).
 		CapturePrintOutput(true).
+		SetCoverageRuns(nil).
+		Filter(run.only).
 		SetParallel(1)
-	if covered != nil {
-		runner.SetCoverageQueryTracer(covered)
+	switch {
+	case run.covered != nil:
+		runner.SetCoverageQueryTracer(run.covered)
+	case run.tracer != nil:
+		runner.SetCoverageQueryTracer(run.tracer)
 	}
 	events, err := runner.RunTests(ctx, c.txn)
 	if err != nil {
@@ -106,11 +132,76 @@ func (c *constitution) test(covered *cover.Cover) ([]testResult, []problem) {
 	slices.SortFunc(results, func(a, b testResult) int {
 		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Row, b.Row), cmp.Compare(a.Name, b.Name))
 	})
+	if run.explain {
+		c.explainTests(results, compiler)
+	}
 	return results, r.problems
+}
+
+// explainTests adds to each test that failed where it ended, as long as there is time.
+func (c *constitution) explainTests(results []testResult, compiler *ast.Compiler) {
+	ctx, cancel := context.WithTimeout(context.Background(), whySecondsMax*time.Second)
+	defer cancel()
+	for i := range results {
+		if result := &results[i]; !result.Passed && ctx.Err() == nil {
+			asker := c.asker(ctx, compiler)
+			result.Failed = asker.whyTestFailed(result)
+		}
+	}
+}
+
+// whyTestFailed runs a test once more, for the expression at which it ended.
+func (a *asker) whyTestFailed(result *testResult) *step {
+	pkg, err := ast.ParseRef("data." + result.Package)
+	if err != nil {
+		return nil
+	}
+	ref := pkg.Append(ast.StringTerm(result.Name))
+	if result.Error != notTrue {
+		failed := a.errorIn(ref, nil)
+		if failed == nil {
+			return nil
+		}
+		result.Error = failed.Message
+		return failed.At
+	}
+	r := a.trace(ast.NewTerm(ref), nil, nil)
+	if r.root == nil {
+		return nil
+	}
+	for _, child := range r.root.children {
+		rule, ok := child.node.(*ast.Rule)
+		if ok && rule.Ref().GroundPrefix().Equal(ref) && child.failed != nil {
+			return a.whyTestEnded(child.failed)
+		}
+	}
+	return nil
+}
+
+// whyTestEnded shows the test's own expression, and below it the one of the policy that it comes from.
+func (a *asker) whyTestEnded(m *moment) *step {
+	if every, ok := m.expr.Terms.(*ast.Every); ok {
+		if inner := failedElement(m, every); inner != nil {
+			return a.whyTestEnded(inner)
+		}
+	}
+	found := a.describe(m, withGenerated(m.expr), m.expr.BaseCogeneratedExpr())
+	switch ref, named := a.namedRule(m.expr); {
+	case m.expr.Negated:
+		found.Because = a.whyTrue(m, 0)
+	case named:
+		if best := nearest(a.ways(ref, m, 1)); best != nil && best.failed != nil {
+			found.Inside = a.whyNot(*best, 1)
+		}
+	default:
+		found.Inside = a.insideCall(m, 0)
+	}
+	return found
 }
 
 func resultOf(event *tester.Result) testResult {
 	result := testResult{
+		Cases:      []string{},
 		Package:    strings.TrimPrefix(event.Package, "data."),
 		Name:       event.Name,
 		Passed:     event.Pass(),
@@ -126,22 +217,31 @@ func resultOf(event *tester.Result) testResult {
 	case event.Skip:
 		result.Error = "it is marked todo, and a constitution has no tests to come"
 	case !result.Passed:
-		result.Error = "it was not true"
+		result.Error = notTrue
+	}
+	for names, one := range event.SubResults.Iter {
+		if one.Fail && len(one.SubResults) == 0 {
+			result.Cases = append(result.Cases, strings.Join(names, " / "))
+		}
 	}
 	return result
 }
 
-// runTests is the part of check that runs tests: each one that fails is a problem.
-func (c *constitution) runTests() (testCounts, []problem) {
+// runTests is the part of check that runs tests: each one that fails is a problem. What they saw is noted where wanted.
+func (c *constitution) runTests(seen *answersSeen) (testCounts, []problem) {
 	counts := testCounts{Failures: []testFailure{}}
-	results, problems := c.test(nil)
+	run := testRun{}
+	if seen != nil {
+		run.tracer = seen
+	}
+	results, problems := c.test(run)
 	r := &report{src: c.src, problems: problems}
 	for _, result := range results {
 		if result.Passed {
 			counts.Passed++
 			continue
 		}
-		if result.Error == "it was not true" {
+		if result.Error == notTrue {
 			counts.Failed++
 		} else {
 			counts.Errored++

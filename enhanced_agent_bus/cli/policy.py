@@ -1,86 +1,95 @@
-"""`eab policy`: check, test, explain, hash, build, activate, history; what changes a live one is in `policy_change`."""
+"""`eab policy`: check, hash, build, activate, history.
+
+What writes and tests a constitution is in `policy_new`, `policy_test` and `policy_explain`; what changes a live one in
+`policy_change`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from enhanced_agent_bus.authoring.syntax import in_words
-from enhanced_agent_bus.cli import faults, policy_change, policy_testgen
+from enhanced_agent_bus.cli import faults, policy_change, policy_explain, policy_new, policy_test, policy_testgen
+from enhanced_agent_bus.cli.author import Constitution, at_workbench, existing, show_problem
 from enhanced_agent_bus.cli.faults import CliError
 from enhanced_agent_bus.cli.program import named
-from enhanced_agent_bus.cli.render import compact, counted, echo, print_json, print_json_lines, print_table, safe
+from enhanced_agent_bus.cli.render import counted, echo, print_json, print_json_lines, print_table, safe
 from enhanced_agent_bus.cli.session import change, session_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from enhanced_agent_bus.authoring.traps import Trap
-    from enhanced_agent_bus.authoring.workbench import Explained, RuleAnswer, Tested, Workbench
     from enhanced_agent_bus.ports import Checked, Problem
 
-T = TypeVar("T")
-PROBLEMS_SHOWN_MAX = 20
-Constitution = Annotated[Path, typer.Argument(metavar="PATH", help="A folder or a bundle.tar.gz.")]
+SHOWN_MAX = 20
+#: Said once for a constitution: it holds whatever its tests say.
+STOCK_TEST_NOTE: Final = (
+    "stock `opa test` has no strict built-ins: a built-in that fails drops its rule there, and refuses here; "
+    "`eab policy test` is strict"
+)
 
-HELP = "Check, test, explain, build and activate constitutions."
+HELP = "Write, check, test, explain, build and activate constitutions."
 app = typer.Typer(help=HELP, rich_markup_mode=None)
-
-
-def at_workbench(question: Callable[[Workbench], Awaitable[T]]) -> T:
-    """Asks one question of a worker of its own. Raises: EngineMissing, ConstitutionRejected."""
-    import asyncio
-
-    from enhanced_agent_bus.authoring.workbench import workbench
-
-    async def ask() -> T:
-        async with workbench() as bench:
-            return await question(bench)
-
-    return asyncio.run(ask())
-
-
-def existing(path: Path) -> Path:
-    """Raises: CliError, when there is nothing at this path."""
-    if path.exists():
-        return path
-    raise CliError(f"there is no constitution at {path}", remedy="name a folder or a bundle.tar.gz", code="file")
+policy_new.add_to(app)
 
 
 # --- check ---------------------------------------------------------------------------------------------------------
 
 
 @app.command()
-def check(context: typer.Context, path: Constitution = Path("policies")) -> int:
+def check(
+    context: typer.Context,
+    path: Constitution = Path("policies"),
+    *,
+    strict_warnings: Annotated[
+        bool, typer.Option("--strict-warnings", help="Exit 1 when there is a warning too.")
+    ] = False,
+) -> int:
     """Run every check that an activation makes.
 
-    Names each problem with its line, what the policy reads, and traps that no check can refuse.
+    Names each problem with its line and what to write instead, what the policy reads, and warnings: what can be
+    activated, and most likely does not mean what it says.
 
     Example: eab policy check policies
     """
-    from enhanced_agent_bus.authoring.traps import STOCK_TEST_NOTE, find_traps
-
     checked = at_workbench(lambda bench: bench.check(existing(path)))
-    traps = find_traps(path)
     if session_of(context).json:
-        document = dataclasses.asdict(checked)
-        print_json(document | {"traps": [dataclasses.asdict(trap) for trap in traps]})
-    elif checked.ok:
-        _show_checked(checked)
-        _show_traps(traps)
-        echo(f"note: {named(STOCK_TEST_NOTE)}")
+        print_json(_checked_document(checked))
     else:
-        for problem in checked.problems[:PROBLEMS_SHOWN_MAX]:
-            show_problem(problem)
-        if len(checked.problems) > PROBLEMS_SHOWN_MAX:
-            echo(f"... and {len(checked.problems) - PROBLEMS_SHOWN_MAX} more; --json lists them all")
-        _show_traps(traps)
-        echo(f"{safe(path)} cannot be activated: {counted(len(checked.problems), 'problem')}")
-    return faults.DONE if checked.ok else faults.FOUND
+        _show_problems(checked.problems)
+        if checked.ok:
+            _show_checked(checked)
+        _show_problems(checked.warnings, kind="warning: ")
+        if checked.ok:
+            echo(f"note: {named(STOCK_TEST_NOTE)}")
+        _show_verdict(path, checked)
+    found = not checked.ok or (strict_warnings and checked.warnings)
+    return faults.FOUND if found else faults.DONE
+
+
+def _checked_document(checked: Checked) -> dict[str, Any]:
+    document = dataclasses.asdict(checked)
+    for warning in document["warnings"]:
+        warning["kind"] = warning.pop("reason")
+    return document
+
+
+def _show_problems(problems: tuple[Problem, ...], *, kind: str = "") -> None:
+    for problem in problems[:SHOWN_MAX]:
+        show_problem(problem, kind=kind)
+    if len(problems) > SHOWN_MAX:
+        echo(f"... and {len(problems) - SHOWN_MAX} more; --json lists them all")
+    if problems:
+        echo()
+
+
+def _show_verdict(path: Path, checked: Checked) -> None:
+    warnings = f", {counted(len(checked.warnings), 'warning')}" if checked.warnings else ""
+    if not checked.ok:
+        echo(f"{safe(path)} cannot be activated: {counted(len(checked.problems), 'problem')}{warnings}")
+    elif warnings:
+        echo(f"{safe(path)} can be activated{warnings}")
 
 
 def _show_checked(checked: Checked) -> None:
@@ -104,171 +113,8 @@ def _show_checked(checked: Checked) -> None:
     echo()
 
 
-def _show_traps(traps: Sequence[Trap]) -> None:
-    for trap in traps:
-        echo(f"trap: {safe(trap.file)}:{trap.row}: {safe(trap.message)}")
-        echo(f"    {safe(trap.text.strip())}")
-        echo(f"  {safe(trap.hint)}")
-    if traps:
-        echo()
-
-
-def show_problem(problem: Problem) -> None:
-    """File, line, the line itself with a caret, and what to write instead."""
-    place = ":".join(str(part) for part in (problem.file, problem.row, problem.col) if part)
-    message = in_words(problem.message)
-    echo(safe(f"{place}: {message}" if place else message))
-    if problem.text:
-        shown = problem.text.replace("\t", " ")
-        echo(f"    {safe(shown)}")
-        if problem.col > 0:
-            echo("    " + " " * len(safe(shown[: problem.col - 1])) + "^")
-    if problem.hint:
-        echo(f"  hint: {safe(problem.hint)}")
-
-
-# --- test ----------------------------------------------------------------------------------------------------------
-
-
-@app.command("test")
-def run_tests(context: typer.Context, path: Constitution = Path("policies")) -> int:
-    """Run the tests, strictly, and show what they cover.
-
-    Example: eab policy test policies
-    """
-    tested = at_workbench(lambda bench: bench.test(existing(path)))
-    if session_of(context).json:
-        print_json(dataclasses.asdict(tested) | {"ok": tested.ok})
-    else:
-        _show_tested(tested)
-    return faults.DONE if tested.ok else faults.FOUND
-
-
-def _show_tested(tested: Tested) -> None:
-    rows = []
-    for result in tested.tests:
-        word = "pass" if result.passed else "ERROR" if result.error else "FAIL"
-        name = f"{result.package.removeprefix('data.')}.{result.name}"
-        rows.append((word, name, f"{result.duration_us / 1000:.1f} ms"))
-    print_table(("", "test", "time"), rows)
-    for result in tested.tests:
-        if not result.passed:
-            echo()
-            echo(safe(f"{result.file}:{result.row}: {result.name}: {result.error or 'it was not true'}"))
-            for line in result.output.splitlines():
-                echo(f"  {safe(line)}")
-    echo()
-    rows = [
-        (
-            file.file,
-            f"{100 * file.covered / file.total:.0f} %" if file.total else "",
-            ", ".join(str(row) for row in file.uncovered_rows),
-        )
-        for file in tested.coverage
-        if not file.file.endswith("_test.rego")
-    ]
-    print_table(("file", "covered", "lines not run"), rows)
-    failed = sum(not result.passed for result in tested.tests)
-    echo()
-    if not tested.tests:
-        echo("there are no tests: a file <rule>_test.rego in package bus.rules.<rule>_test holds them")
-    else:
-        echo(f"{counted(len(tested.tests) - failed, 'test')} passed, {failed} failed")
-
-
-# --- explain -------------------------------------------------------------------------------------------------------
-
-
-@app.command()
-def explain(
-    context: typer.Context,
-    message: Annotated[str, typer.Argument(metavar="MESSAGE.json|ID", help="A file, or a recorded decision.")],
-    *,
-    constitution: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Under this one instead of the home's.")
-    ] = None,
-    payload: Annotated[bool, typer.Option("--payload", help="Show values of a recorded payload; recorded.")] = False,
-) -> int:
-    """Say rule by rule why a message may travel or not.
-
-    Shows the first expression that failed in each rule, and the values that it saw.
-
-    MESSAGE.json is an input document, or one line as `eab run` takes it, with the agents of the home.
-
-    Example: eab policy explain message.json --constitution policies
-    """
-    from enhanced_agent_bus.cli.questions import find_question
-
-    session = session_of(context)
-    question = find_question(session, message, constitution, payload=payload)
-    explained = at_workbench(lambda bench: bench.explain(question.constitution, question.document))
-    if session.json:
-        print_json(_explanation(explained, hide=question.hide_content) | {"message": message})
-    else:
-        _show_explained(explained, hide=question.hide_content)
-        for note in question.notes:
-            echo(f"note: {safe(note)}")
-    return faults.DONE if explained.allow else faults.FOUND
-
-
-HIDDEN = "(hidden; --payload shows it)"
-
-
-def _shown(name: str, value: object, *, hide: bool) -> object:
-    """Values from a recorded payload or its headers stay hidden until they are asked for."""
-    apart = name.startswith(("input.message.payload", "input.message.headers")) or name in ("input", "input.message")
-    return HIDDEN if hide and apart else value
-
-
-def _explanation(explained: Explained, *, hide: bool) -> dict[str, Any]:
-    document = dataclasses.asdict(explained)
-    for rule in document["rules"]:
-        if rule["failing"] is not None:
-            values = rule["failing"]["values"]
-            rule["failing"]["values"] = {name: _shown(name, value, hide=hide) for name, value in values.items()}
-    if hide and document["decision"] is not None:  # texts may have been made of the payload
-        document["decision"] = {"allow": explained.allow, "hold": document["decision"].get("hold") or []}
-    return document | {"allow": explained.allow}
-
-
-def _show_explained(explained: Explained, *, hide: bool) -> None:
-    print_table(
-        ("rule", "says", "at", "first expression that failed"),
-        [(rule.name, "admits" if rule.admit else "no", _place(rule), _failing_text(rule)) for rule in explained.rules],
-    )
-    for rule in explained.rules:
-        if rule.failing is None or not rule.failing.values:
-            continue
-        echo()
-        echo(f"{safe(rule.name)}: {safe(rule.failing.text.strip())}")
-        for name, value in rule.failing.values.items():
-            shown = _shown(name, value, hide=hide)
-            echo(f"  {safe(name)} = {safe(shown if shown == HIDDEN else compact(shown))}")
-    echo()
-    if explained.decision is None:
-        echo("undefined: data.bus.decision has no value for this input, so it is refused (policy_undefined)")
-        return
-    holds = list(explained.decision.get("hold") or ()) if explained.allow else []
-    echo("refused (policy_denied)" if not explained.allow else "held" if holds else "allowed")
-    for hold in holds:
-        echo(safe(f"  by {hold.get('rule')}: {hold.get('approvers')} of {', '.join(hold.get('roles') or ())}"))
-    reasons = explained.decision.get("reasons") or ()
-    if hide and reasons:
-        echo("  what the rules say about it may quote the payload: --payload shows it")
-    for reason in () if hide else reasons:
-        echo(safe(f"  {reason.get('rule')}: {reason.get('message', '')}"))
-        if reason.get("remedy"):
-            echo(safe(f"    {reason['remedy']}"))
-
-
-def _place(rule: RuleAnswer) -> str:
-    if rule.failing is not None:
-        return f"{rule.failing.file}:{rule.failing.row}"
-    return f"{rule.file}:{rule.row}" if rule.row else rule.file
-
-
-def _failing_text(rule: RuleAnswer) -> str:
-    return rule.failing.text.strip() if rule.failing is not None else ""
+for author in (policy_test, policy_explain):
+    author.add_to(app)
 
 
 # --- hash, build, activate, history --------------------------------------------------------------------------------

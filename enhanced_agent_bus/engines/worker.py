@@ -663,9 +663,9 @@ class WorkerEngine:
         """Whether one of these public keys (PEM) has signed a bundle. Raises: ConstitutionRejected."""
         return Verified(**await self._author(Op.VERIFY, path, {"path": _absolute(path), "keys": list(keys)}))
 
-    async def check(self, path: Path) -> Checked:
-        """Every activation check, the constitution's own tests included."""
-        answer = await self._author(Op.CHECK, path, {"path": _absolute(path)})
+    async def check(self, path: Path, *, warnings: bool = False) -> Checked:
+        """Every activation check, the constitution's own tests included; `warnings` for authors take longer."""
+        answer = await self._author(Op.CHECK, path, {"path": _absolute(path), "warnings": warnings})
         return Checked(
             ok=answer["ok"],
             digest=answer["digest"],
@@ -679,11 +679,12 @@ class WorkerEngine:
             cacheable=answer["cacheable"],
             problems=tuple(Problem(**problem) for problem in answer["problems"]),
             tests=answer["tests"],
+            warnings=tuple(Problem(**warning) for warning in answer["warnings"]),
         )
 
-    async def test(self, path: Path, *, coverage: bool = False) -> dict[str, Any]:
-        """Runs a constitution's tests. Raises: ConstitutionRejected."""
-        return await self._author(Op.TEST, path, {"path": _absolute(path), "coverage": coverage})
+    async def test(self, path: Path, *, coverage: bool = False, run: str = "") -> dict[str, Any]:
+        """Runs a constitution's tests, or those whose name `run` finds. Raises: ConstitutionRejected."""
+        return await self._author(Op.TEST, path, {"path": _absolute(path), "coverage": coverage, "run": run})
 
     async def explain(self, source: Path | str, document: bytes) -> dict[str, Any]:
         """How each rule answers one input; `source` is a folder or bundle, or the digest of a loaded constitution.

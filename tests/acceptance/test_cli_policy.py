@@ -109,28 +109,6 @@ def test_a_mistake_is_shown_with_its_line_and_a_caret(
     assert "cannot be activated" in out
 
 
-def test_traps_are_named_though_they_compile(policies: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`not f(input.x)` is true when there is no x; stock `opa test` is less strict."""
-    negated = 'admit if not secret(input.message.payload.name)\n\nsecret(name) if startswith(name, "s")'
-    write_constitution(policies, {**RULES, "negated": negated}, data=DATA)
-    assert run_command(["policy", "check", str(policies)]) == 0
-    out = capsys.readouterr().out
-    assert "trap: bus/rules/negated/negated.rego:5:" in out
-    assert "strict built-ins" in out
-
-
-def test_a_test_that_asks_the_whole_decision_is_sent_elsewhere(
-    policies: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The compiler says recursion; the trap says where such a test belongs."""
-    tests = {"small": "test_all if data.bus.decision.allow == false with input as {}"}
-    write_constitution(policies, RULES, data=DATA, tests=tests)
-    assert run_command(["policy", "check", str(policies)]) == 1
-    out = capsys.readouterr().out
-    assert "trap: bus/rules/small/small_test.rego:3:" in out
-    assert "bus.main_test" in out
-
-
 def test_tests_are_run_and_what_they_leave_out_is_shown(policies: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Exit 0 when all pass, with the lines that no test has run."""
     status, tested = eab_json(capsys, "policy", "test", str(policies))

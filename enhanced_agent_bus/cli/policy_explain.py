@@ -1,0 +1,243 @@
+"""`eab policy explain`: why a message may travel or not, rule by rule."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from enhanced_agent_bus.cli import faults
+from enhanced_agent_bus.cli.author import HIDDEN, at_workbench, place, short, show_step
+from enhanced_agent_bus.cli.render import compact, counted, echo, print_json, print_table, safe
+from enhanced_agent_bus.cli.session import session_of
+
+if TYPE_CHECKING:
+    from enhanced_agent_bus.authoring.answers import Explained, RuleAnswer, Step
+
+#: What a decision says beside yes and no.
+PARTS: Final = ("hold", "obligations", "remember")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Adds the command."""
+    app.command("explain")(explain)
+
+
+def explain(
+    context: typer.Context,
+    message: Annotated[str, typer.Argument(metavar="MESSAGE.json|ID", help="A file, or a recorded decision.")],
+    *,
+    constitution: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Under this one instead of the home's.")
+    ] = None,
+    payload: Annotated[bool, typer.Option("--payload", help="Show values of a recorded payload; recorded.")] = False,
+) -> int:
+    """Say rule by rule why a message may travel or not.
+
+    Shows the first expression that failed in each rule (of several ways to admit, the one that came nearest), the
+    values that it saw, and what is held, asked for and remembered.
+
+    MESSAGE.json is an input document, or one line as `eab run` takes it, with the agents of the home.
+
+    Example: eab policy explain message.json --constitution policies
+    """
+    from enhanced_agent_bus.cli.questions import find_question
+
+    session = session_of(context)
+    question = find_question(session, message, constitution, payload=payload)
+    explained = at_workbench(lambda bench: bench.explain(question.constitution, question.document))
+    verdict = verdict_of(explained, json.loads(question.document))
+    hide = question.hide_content
+    if session.json:
+        print_json(_document(explained, verdict, hide=hide) | {"message": message})
+    else:
+        _show(explained, verdict, hide=hide)
+        for note in question.notes:
+            echo(f"note: {safe(note)}")
+    return faults.DONE if verdict.word != "refuse" else faults.FOUND
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the bus makes of a decision: allow, hold or refuse, with its code and what that means."""
+
+    word: str
+    code: str | None = None
+    why: str = ""
+    waits: tuple[str, ...] = ()  # for whose approvals
+
+
+def verdict_of(explained: Explained, document: Mapping[str, Any]) -> Verdict:
+    """The bus's reading of the answer, as it would be for this input."""
+    from enhanced_agent_bus.admission.answer import ruling
+    from enhanced_agent_bus.verdict import Answer, Refusal
+
+    if explained.broken is not None:
+        return Verdict("refuse", explained.broken.code, explained.broken.message)
+    body = b"" if explained.decision is None else json.dumps(explained.decision).encode()
+    ruled = ruling(Answer(None, body))
+    if isinstance(ruled, Refusal):
+        return Verdict("refuse", ruled.code, ruled.message)
+    if not ruled.allow:
+        return Verdict("refuse", "policy_denied")
+    recipient = _at(document, "recipient", "id")
+    for obligation in ruled.obligations:
+        if obligation["type"] == "deliver_only_to" and obligation["agent"] != recipient:
+            return Verdict("refuse", "policy_denied", f"it may be delivered to {obligation['agent']} only")
+    approvals = _approvals(document)
+    waits = tuple(
+        f"{hold.rule}: {counted(missing, 'approval')} by {' or '.join(hold.roles)}, within {hold.expires_seconds:g} s"
+        for hold in ruled.hold
+        if (missing := hold.missing(approvals))
+    )
+    return Verdict("hold", waits=waits) if waits else Verdict("allow")
+
+
+def _at(document: Mapping[str, Any], *keys: str) -> Any:
+    value: Any = document
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _approvals(document: Mapping[str, Any]) -> list[Any]:
+    from enhanced_agent_bus.verdict import Approval
+
+    given = document.get("approvals")
+    found = []
+    for one in given if isinstance(given, list) else ():
+        if isinstance(one, dict) and isinstance(one.get("roles"), list):
+            plain = {key: str(one.get(key, "")) for key in ("approver", "rule", "at")}
+            found.append(Approval.of(plain | {"roles": [str(role) for role in one["roles"]]}))
+    return found
+
+
+# --- as JSON -------------------------------------------------------------------------------------------------------
+
+
+def _document(explained: Explained, verdict: Verdict, *, hide: bool) -> dict[str, Any]:
+    decision = explained.decision or {}
+    document: dict[str, Any] = {
+        "verdict": verdict.word,
+        "code": verdict.code,
+        "allow": explained.allow,
+        "decision": explained.decision,
+        "rules": [_rule(rule, hide=hide) for rule in explained.rules],
+        "broken": None if explained.broken is None else _broken(dataclasses.asdict(explained.broken), hide=hide),
+    } | {part: list(decision.get(part) or ()) for part in PARTS}
+    if hide:  # texts, keys and values may have been made of the payload
+        document["obligations"] = [{"type": item.get("type")} for item in document["obligations"]]
+        document["remember"] = [{"scope": item.get("scope")} for item in document["remember"]]
+        if explained.decision is not None:
+            document["decision"] = {"allow": explained.allow, "hold": document["hold"]}
+    return document
+
+
+def _rule(rule: RuleAnswer, *, hide: bool) -> dict[str, Any]:
+    document = dataclasses.asdict(rule)
+    if hide:
+        _hide(document["failing"])
+        for way in document["ways"]:
+            _hide(way)
+    if document["broken"] is not None:
+        document["broken"] = _broken(document["broken"], hide=hide)
+    return document
+
+
+def _broken(document: dict[str, Any], *, hide: bool) -> dict[str, Any]:
+    if hide:  # what a built-in says when it fails may quote what it got
+        document["message"] = HIDDEN
+        _hide(document["at"])
+    return document
+
+
+def _hide(step: dict[str, Any] | None) -> None:
+    """Values that may quote a recorded payload stay hidden until they are asked for."""
+    if step is None:
+        return
+    step["values"] = {name: HIDDEN if name in step["private"] else value for name, value in step["values"].items()}
+    step["missing"] = [name for name in step["missing"] if name not in step["private"]]
+    _hide(step["because"])
+    _hide(step["inside"])
+
+
+# --- for people ----------------------------------------------------------------------------------------------------
+
+
+def _show(explained: Explained, verdict: Verdict, *, hide: bool) -> None:
+    print_table(
+        ("rule", "says", "at", "first expression that failed"),
+        [(rule.name, _says(rule), _place(rule), rule.failing.text if rule.failing else "") for rule in explained.rules],
+    )
+    for rule in explained.rules:
+        if rule.failing is not None:
+            _show_rule(rule, rule.failing, hide=hide)
+        elif rule.broken is not None and rule.broken.at is not None:
+            echo()
+            said = HIDDEN if hide else rule.broken.message
+            echo(f"{safe(rule.name)}: {safe(said)}, at {safe(place(rule.broken.at))}")
+            show_step(rule.broken.at, indent="  ", hide=hide)
+    echo()
+    _show_verdict(explained, verdict, hide=hide)
+
+
+def _says(rule: RuleAnswer) -> str:
+    return "admits" if rule.admit else "broke" if rule.broken is not None else "no"
+
+
+def _place(rule: RuleAnswer) -> str:
+    step = rule.failing or (rule.broken.at if rule.broken is not None else None)
+    return place(step) if step is not None else f"{rule.file}:{rule.row}" if rule.row else rule.file
+
+
+def _show_rule(rule: RuleAnswer, failing: Step, *, hide: bool) -> None:
+    echo()
+    echo(f"{safe(rule.name)}: no, at {safe(place(failing) + _via(failing))}")
+    show_step(failing, indent="  ", hide=hide)
+    others = [way for way in rule.ways if place(way) != place(failing)]
+    if others:
+        echo("  other ways to admit ended at")
+    for way in others:
+        echo(f"    {safe(f'{place(way)}{_via(way)}: {way.text}')}")
+
+
+def _via(step: Step) -> str:
+    return f", in {', '.join(short(name, step) for name in step.via)}" if step.via else ""
+
+
+def _show_verdict(explained: Explained, verdict: Verdict, *, hide: bool) -> None:
+    decision = explained.decision or {}
+    word = {"allow": "allowed", "hold": "held", "refuse": f"refused ({verdict.code})"}[verdict.word]
+    if explained.decision is None and explained.broken is None:
+        word = f"undefined: data.bus.decision has no value for this input, so it is {word}"
+    elif verdict.why and not hide:
+        word += f": {safe(verdict.why)}"
+    echo(word)
+    if explained.broken is not None and explained.broken.at is not None:
+        echo(f"  at {safe(place(explained.broken.at))}")
+        show_step(explained.broken.at, indent="    ", hide=hide)
+    for wait in verdict.waits:
+        echo(f"  waits for {safe(wait)}")
+    if explained.allow:
+        _show_parts(decision, hide=hide)
+    reasons: Sequence[Mapping[str, Any]] = decision.get("reasons") or ()
+    if hide and reasons:
+        echo("  what the rules say about it may quote the payload: --payload shows it")
+    for reason in () if hide else reasons:
+        echo(safe(f"  {reason.get('rule')}: {reason.get('message', '')}"))
+        if reason.get("remedy"):
+            echo(safe(f"    {reason['remedy']}"))
+
+
+def _show_parts(decision: Mapping[str, Any], *, hide: bool) -> None:
+    for item in decision.get("obligations") or ():
+        rest = {key: value for key, value in item.items() if key != "type"}
+        echo(safe(f"  obligation {item.get('type')}: {HIDDEN if hide else compact(rest)}"))
+    for item in decision.get("remember") or ():
+        what = HIDDEN if hide else compact({key: value for key, value in item.items() if key != "scope"})
+        echo(safe(f"  remembers for the {item.get('scope')}: {what}"))

@@ -1,0 +1,268 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+)
+
+// The kinds of warnings: what compiles, passes its tests and does not mean what it seems to say.
+const (
+	warnNegationTrue      = "negation_true"
+	warnNegationUndefined = "negation_undefined"
+	warnUndefinedUnequal  = "undefined_unequal"
+	warnUntypedOrder      = "untyped_order"
+	warnUnknownField      = "unknown_field"
+	warnNeverTrue         = "never_true"
+	warnNeverAdmits       = "never_admits"
+	warnAlwaysAdmits      = "always_admits"
+	warnConflicting       = "conflicting"
+	warnUntested          = "untested"
+	warnTestAsksDecision  = "test_asks_decision"
+)
+
+// linter reads a compiled constitution for what an author should look at twice.
+type linter struct {
+	c      *constitution
+	holder *holder
+	r      *report
+}
+
+// warnings finds everything that can be said without running anything.
+func (c *constitution) warnings() []problem {
+	l := &linter{c: c, r: &report{src: c.src}, holder: &holder{compiler: c.compiler, busy: map[*ast.Rule]bool{}}}
+	for _, name := range sortedKeys(c.modules) {
+		for _, rule := range c.compiler.Modules[name].Rules {
+			for one := rule; one != nil; one = one.Else {
+				l.body(one, one.Body, aliases{}, nothing())
+				l.closures(one, one.Body, aliases{}, nothing())
+			}
+		}
+	}
+	if c.reads.cacheable { // with `with` a rule may see another input than the bus's
+		l.neverTrue()
+	}
+	l.admitting()
+	l.conflicting()
+	return l.r.problems
+}
+
+func (l *linter) warn(kind string, expr *ast.Expr, message, hint string) {
+	l.r.kind(kind, expr.BaseCogeneratedExpr().Location, message, hint)
+}
+
+// closures looks into the bodies inside a body: what holds outside holds there too.
+func (l *linter) closures(rule *ast.Rule, body ast.Body, outer aliases, holds established) {
+	known := outer.in(body)
+	all := nothing()
+	all.add(holds)
+	all.add(l.holder.body(body, outer, nil))
+	ast.WalkClosures(body, func(node any) bool {
+		var inner ast.Body
+		switch node := node.(type) {
+		case *ast.ArrayComprehension:
+			inner = node.Body
+		case *ast.SetComprehension:
+			inner = node.Body
+		case *ast.ObjectComprehension:
+			inner = node.Body
+		case *ast.Every:
+			inner = node.Body
+		default:
+			return false
+		}
+		l.body(rule, inner, known, all)
+		l.closures(rule, inner, known, all)
+		return true
+	})
+}
+
+// body looks at every expression, with what all the others establish.
+func (l *linter) body(rule *ast.Rule, body ast.Body, outer aliases, holds established) {
+	known := outer.in(body)
+	for _, expr := range body {
+		if expr.Generated && expr.BaseCogeneratedExpr() != expr {
+			continue // it is looked at with the expression that it comes from
+		}
+		around := nothing()
+		around.add(holds)
+		around.add(l.holder.body(body, outer, expr))
+		group := groupOf(body, expr)
+		if expr.Negated {
+			l.negated(expr, group, known, around)
+		} else {
+			l.unequal(rule, expr, group, known, around)
+			l.countedNone(expr, group, known, around)
+		}
+		for _, one := range group {
+			l.ordered(one, expr.Negated, known, around)
+			l.objectGet(one, known)
+		}
+	}
+}
+
+// groupOf are the expressions of a body that come from one of the source.
+func groupOf(body ast.Body, expr *ast.Expr) []*ast.Expr {
+	base := expr.BaseCogeneratedExpr()
+	var group []*ast.Expr
+	for _, other := range body {
+		if other == expr || other.BaseCogeneratedExpr() == base {
+			group = append(group, other)
+		}
+	}
+	return group
+}
+
+// ordered looks at `payload.x <= 5`: null and booleans come before every number, so they pass.
+func (l *linter) ordered(expr *ast.Expr, negated bool, known aliases, around established) {
+	if !expr.IsCall() || len(expr.Operands()) < 2 {
+		return
+	}
+	small := 0 // which operand is to be the smaller one
+	switch expr.Operator().String() {
+	case ast.LessThan.Name, ast.LessThanEq.Name:
+	case ast.GreaterThan.Name, ast.GreaterThanEq.Name:
+		small = 1
+	default:
+		return
+	}
+	if negated {
+		small = 1 - small
+	}
+	at, exact, ok := known.place(expr.Operand(small))
+	why := absenceOf(at)
+	if !ok || !exact || why != unsent && why != forgotten || around.typed[at] {
+		return
+	}
+	if _, text := expr.Operand(1 - small).Value.(ast.String); text {
+		return
+	}
+	l.warn(warnUntypedOrder, expr,
+		fmt.Sprintf("`%s` is true for null, true and false too: they come before every number",
+			textOf(expr.BaseCogeneratedExpr().Location)),
+		fmt.Sprintf("write `is_number(%s)` on a line before", at))
+}
+
+// objectGet looks at `object.get(input.message, "paylod", …)`, which the type checker does not see through.
+func (l *linter) objectGet(expr *ast.Expr, known aliases) {
+	if !expr.IsCall() || !expr.Operator().Equal(ast.ObjectGet.Ref()) || len(expr.Operands()) < 2 {
+		return
+	}
+	at, exact, ok := known.place(expr.Operand(0))
+	if !ok || !exact {
+		return
+	}
+	keys := []*ast.Term{expr.Operand(1)}
+	if path, ok := expr.Operand(1).Value.(*ast.Array); ok {
+		keys = keys[:0]
+		path.Foreach(func(key *ast.Term) { keys = append(keys, key) })
+	}
+	for _, key := range keys {
+		name, ok := key.Value.(ast.String)
+		properties, closed := fieldSchema(at)["properties"].(map[string]any)
+		if !ok || !closed {
+			return
+		}
+		if properties[string(name)] == nil {
+			hint := "it has " + strings.Join(sortedKeys(properties), ", ")
+			if near := closest(string(name), sortedKeys(properties)); near != "" {
+				hint = fmt.Sprintf("did you mean %q? %s", near, hint)
+			}
+			l.warn(warnUnknownField, expr, fmt.Sprintf("%s never has a field %s", at, name), hint)
+			return
+		}
+		at = placeOf(at.ref().Append(key))
+	}
+}
+
+// neverTrue names bodies that cannot be true, and rules that can never admit.
+func (l *linter) neverTrue() {
+	finder := newNeverFinder(l.c)
+	for _, name := range sortedKeys(l.c.modules) {
+		for _, rule := range l.c.compiler.Modules[name].Rules {
+			for one := rule; one != nil && !rule.Default; one = one.Else {
+				if found := finder.body(one.Body, aliases{}); found != nil {
+					l.warn(warnNeverTrue, found.expr, found.message, found.hint)
+				}
+			}
+		}
+	}
+	for _, name := range l.c.rules {
+		if why, at := finder.neverAdmits(ruleRef(name, admitName)); why != "" {
+			l.r.kind(warnNeverAdmits, at, fmt.Sprintf("the rule %q never admits: %s", name, why),
+				"as long as it is listed no message travels; write `admit if { … }` with what must hold, or take it off the list")
+		}
+	}
+}
+
+// admitting names rules that admit whatever comes.
+func (l *linter) admitting() {
+	for _, name := range l.c.rules {
+		for _, rule := range l.c.compiler.GetRulesExact(ruleRef(name, admitName)) {
+			if rule.Default || !rule.Head.Value.Equal(ast.InternedTerm(true)) {
+				continue
+			}
+			if isUnconditional(rule.Body) {
+				l.r.kind(warnAlwaysAdmits, rule.Location, fmt.Sprintf("the rule %q admits everything: it looks at nothing", name),
+					"write what must hold: `admit if { … }`")
+			}
+		}
+	}
+}
+
+// conflicting names rules that have two values at once, which ends every evaluation that asks for them in an error.
+func (l *linter) conflicting() {
+	for _, file := range sortedKeys(l.c.modules) {
+		rules := l.c.compiler.Modules[file].Rules
+		for i, rule := range rules {
+			for _, other := range rules[:i] {
+				if !isPlain(rule) || !isPlain(other) || !rule.Ref().Equal(other.Ref()) || rule.Head.Value.Equal(other.Head.Value) {
+					continue
+				}
+				if rule.Body.Equal(other.Body) || isUnconditional(rule.Body) && isUnconditional(other.Body) {
+					l.r.kind(warnConflicting, rule.Location,
+						fmt.Sprintf("%s is %s here and %s in line %d at the same time: asking for it is an error",
+							rule.Head.Name, rule.Head.Value, other.Head.Value, other.Location.Row),
+						"give it one value, `default` for the one that is to hold otherwise, or conditions that exclude each other")
+				}
+			}
+		}
+	}
+}
+
+// isPlain says that a rule has one value, which is written out.
+func isPlain(rule *ast.Rule) bool {
+	return !rule.Default && rule.Else == nil && len(rule.Head.Args) == 0 && rule.Head.RuleKind() == ast.SingleValue &&
+		rule.Ref().IsGround() && ast.IsConstant(rule.Head.Value.Value)
+}
+
+func isUnconditional(body ast.Body) bool {
+	for _, expr := range body {
+		term, ok := expr.Terms.(*ast.Term)
+		if !ok || expr.Negated || !ast.IsConstant(term.Value) || term.Value.Compare(ast.Boolean(false)) == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// misplacedTests names tests that ask for the whole decision where every other rule can change it.
+func (c *constitution) misplacedTests() []problem {
+	r := &report{src: c.src}
+	for _, name := range sortedKeys(c.tests) {
+		module := c.tests[name]
+		pkg := strings.TrimPrefix(module.Package.Path.String(), "data.")
+		if pkg == "bus.main_test" {
+			continue
+		}
+		walkRefs(module, func(ref ast.Ref, location *ast.Location) {
+			if ref.HasPrefix(decisionRef) {
+				r.kind(warnTestAsksDecision, location,
+					fmt.Sprintf("a test in package %s asks data.bus.decision, which every other rule can change", pkg),
+					"move it to package bus.main_test, or ask this rule's own `admit`")
+			}
+		})
+	}
+	return r.problems
+}
