@@ -42,10 +42,15 @@ class Token:
 
 
 def place_of(url: str) -> tuple[str | None, httpx.URL]:
-    """The path of a Unix socket, or None, and what requests are made for."""
+    """The path of a Unix socket, or None, and what requests are made for. Raises: ConfigInvalid."""
     if url.startswith("unix:"):
         return url.removeprefix("unix://"), httpx.URL("http://localhost")
-    return None, httpx.URL(url)
+    try:
+        return None, httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ConfigInvalid(
+            f"the setting policy.engine cannot be used: {error}", remedy='write it as "http://host:port"'
+        ) from None
 
 
 def tls_context(ca: Path | None, cert: Path | None, key: Path | None) -> ssl.SSLContext:

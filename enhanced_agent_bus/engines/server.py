@@ -89,6 +89,7 @@ class ServerEngine:
     def __init__(
         self,
         url: str,
+        place: tuple[str | None, httpx.URL],
         *,
         bundle: str,
         token: Token | None,
@@ -113,9 +114,9 @@ class ServerEngine:
         self._life: asyncio.Task[None] | None = None
         self._looking: asyncio.Task[None] | None = None
         self._label = self._labelled("unknown")
-        path, self._url = place_of(url)
+        path, self._url = place
         self._transport = transport or OneAnswerTransport(
-            address=None if path else (self._url.host, self._url.port or (443 if tls else 80)),
+            address=None if path else (self._url.raw_host.decode(), self._url.port or (443 if tls else 80)),
             path=path,
             tls=tls,
             heard=self._heard,
@@ -145,10 +146,11 @@ class ServerEngine:
 
         Raises: ConfigInvalid, EngineMissing.
         """
+        place = place_of(url)
         token = Token(token_file) if token_file is not None else None
         tls = tls_context(tls_ca, tls_cert, tls_key) if url.startswith("https:") else None
         worker = await WorkerEngine.start(workers=1, memory_mb=memory_mb)
-        return cls(url, bundle=bundle, token=token, transport=transport, tls=tls, worker=worker)
+        return cls(url, place, bundle=bundle, token=token, transport=transport, tls=tls, worker=worker)
 
     @property
     def label(self) -> Mapping[str, str]:
