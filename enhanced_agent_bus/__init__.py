@@ -16,6 +16,7 @@ __all__ = [
     "ConstitutionRejected",
     "DeadLetter",
     "Deliberated",
+    "Divergence",
     "Drained",
     "EngineMissing",
     "Fact",
@@ -31,6 +32,7 @@ __all__ = [
     "Refused",
     "RequestTimeout",
     "Retry",
+    "ShadowReport",
     "Status",
     "StoreCorrupt",
     "StoreLocked",
@@ -62,10 +64,12 @@ if _typing.TYPE_CHECKING:
         AgentInfo,
         DeadLetter,
         Deliberated,
+        Divergence,
         Drained,
         Fact,
         Outcome,
         Receipt,
+        ShadowReport,
         Status,
         Waiting,
     )
@@ -79,8 +83,8 @@ else:  # At run time each name is imported when it is first asked for (PEP 562):
         *("EngineMissing", "NotDelivered", "Refused", "RequestTimeout", "StoreCorrupt", "StoreLocked"),
     )
     _OUTCOMES = (
-        *("Activation", "AgentInfo", "DeadLetter", "Deliberated", "Drained", "Fact", "Outcome", "Receipt", "Status"),
-        "Waiting",
+        *("Activation", "AgentInfo", "DeadLetter", "Deliberated", "Divergence", "Drained", "Fact", "Outcome"),
+        *("Receipt", "ShadowReport", "Status", "Waiting"),
     )
     _MODULES = {
         "Agent": "agent",

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from enhanced_agent_bus.admission.chain import Admission
 from enhanced_agent_bus.admission.constitution import Constitutions
 from enhanced_agent_bus.admission.seal import SALT_BYTES, Randomness, commitment
+from enhanced_agent_bus.admission.trial import checked_percent
 from enhanced_agent_bus.agent import Agent, Draft
 from enhanced_agent_bus.delivery.parcel import Parcel
 from enhanced_agent_bus.delivery.runner import Handler, is_async
@@ -32,6 +33,7 @@ from enhanced_agent_bus.outcome import (
     Fact,
     Outcome,
     Receipt,
+    ShadowReport,
     Status,
     Waiting,
     instant_of,
@@ -48,6 +50,7 @@ from enhanced_agent_bus.road.mailroom import Mailroom
 from enhanced_agent_bus.road.replies import Replies
 from enhanced_agent_bus.road.rescue import Rescue
 from enhanced_agent_bus.road.sending import Sending
+from enhanced_agent_bus.road.shadowing import Shadowing, Spare
 from enhanced_agent_bus.routing.registry import Registry
 from enhanced_agent_bus.settings import Settings
 from enhanced_agent_bus.verdict import Party, Refusal
@@ -73,6 +76,7 @@ class AgentBus:
         chance: Callable[[], float],
         weakenings: Sequence[str],
         home: str,
+        spare: Spare,
     ) -> None:
         self._desk = desk = Desk(
             settings=settings,
@@ -88,6 +92,7 @@ class AgentBus:
         self._weakenings = list(weakenings)
         self._home = home
         self.charter = Charter(desk, constitutions, engine)
+        self._shadowing = Shadowing(desk, constitutions, spare)
         self._endings = Endings(desk)
         self._mailroom = Mailroom(desk, self._endings)
         self._rescue = Rescue(desk, self._endings, self._mailroom)
@@ -220,6 +225,24 @@ class AgentBus:
         self._desk.require_open()
         return await self.charter.take(Path(path), given=False)
 
+    async def start_shadow(self, path: str | Path, *, percent: int = 100) -> ShadowReport:
+        """Lets a candidate look on: it is asked what was just decided, of so many percent of the conversations.
+
+        It never acts, and ends with the process. One that looks on already is stopped.
+        Raises: ConstitutionRejected; ValueError; EngineMissing; AuditUnavailable; BusClosed.
+        """
+        self._desk.require_open()
+        return await self._shadowing.start(Path(path), checked_percent(percent))
+
+    def shadow(self) -> ShadowReport | None:
+        """What the shadow has found so far; None when there is none."""
+        return self._shadowing.report()
+
+    async def stop_shadow(self) -> ShadowReport:
+        """Ends the shadow; says what it found. Raises: KeyError, when there is none; AuditUnavailable; BusClosed."""
+        self._desk.require_open()
+        return await self._shadowing.stop()
+
     def queue(self) -> list[Waiting]:
         """What has not ended, by when it came."""
         return [_waiting(parcel) for parcel in sorted(self._desk.live.values(), key=lambda parcel: parcel.row)]
@@ -306,6 +329,7 @@ class AgentBus:
             agents=sum(row.live for row in self._desk.registry.rows()),
             engine=dict(self._engine.label),
             home=self._home,
+            shadow=None if self._desk.admission.shadow is None else self._desk.admission.shadow.candidate.digest,
         )
 
     def status_constitution(self) -> str:
@@ -451,6 +475,7 @@ class AgentBus:
             parcel.stop_timer()
         endings.stop()
         await self._deliberating.stop()
+        await self._shadowing.close()
         await self._carriage.stop(WORKERS_SECONDS_MAX)
         drained = Drained(endings.delivered - delivered, len(desk.live), endings.dead_lettered - dead_lettered)
         fields = {"delivered": drained.delivered, "kept": drained.kept, "dead_lettered": drained.dead_lettered}

@@ -177,6 +177,20 @@ async def _activate(bus: AgentBus, args: Arguments) -> Json:
     return plain(await bus.activate(Path(args.take("path", str))))
 
 
+async def _shadow_start(bus: AgentBus, args: Arguments) -> Json:
+    percent = args.maybe("percent", int)
+    return plain(await bus.start_shadow(Path(args.take("path", str)), percent=100 if percent is None else percent))
+
+
+async def _shadow_status(bus: AgentBus, _args: Arguments) -> Json:
+    """Answers null when nobody looks on."""
+    return plain(bus.shadow())
+
+
+async def _shadow_stop(bus: AgentBus, _args: Arguments) -> Json:
+    return plain(await bus.stop_shadow())
+
+
 async def _facts(bus: AgentBus, args: Arguments) -> Json:
     return plain(bus.facts(args.maybe("scope", str), args.maybe("owner", str)))
 
@@ -210,6 +224,9 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "reject": _reject,
     "replay": _replay,
     "send": _send,
+    "shadow_start": _shadow_start,
+    "shadow_status": _shadow_status,
+    "shadow_stop": _shadow_stop,
     "status": _status,
 }
 

@@ -152,6 +152,38 @@ class Activation:
 
 
 @dataclass(frozen=True, slots=True)
+class Divergence:
+    """A decision that a shadow would have made otherwise. `was` and `would_be` are allow, hold or a code."""
+
+    message_id: str
+    decision_id: str
+    sender: str
+    tenant: str
+    was: str
+    would_be: str
+    rules: tuple[str, ...]  # that would say no, or that did where it would be allowed
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowReport:
+    """What a shadow has found so far. `flips` counts by verdicts ("allow->refuse"), `errors` by code."""
+
+    digest: str
+    revision: int
+    percent: int
+    since: datetime
+    seen: int
+    compared: int
+    dropped: int
+    same: int
+    other_reasons: int  # of them: the same verdict for other reasons
+    flips: dict[str, int]
+    errors: dict[str, int]
+    rules: dict[str, int]
+    divergences: tuple[Divergence, ...]  # the newest, oldest first
+
+
+@dataclass(frozen=True, slots=True)
 class Drained:
     """What closing did with the messages that were under way."""
 
@@ -175,3 +207,4 @@ class Status:
     engine: dict[str, str]
     home: str
     running: bool = True
+    shadow: str | None = None  # the digest of a candidate that looks on

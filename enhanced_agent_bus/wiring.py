@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -114,6 +115,7 @@ async def _build(
         chance=random.Random().random,  # noqa: S311 - jitter, not a secret
         weakenings=(*getattr(clock, "weakenings", ()), "no_witness"),
         home=str(folder) if folder is not None else MEMORY,
+        spare=partial(WorkerEngine.start, workers=1, memory_mb=policy.memory_mb),
     )
     if place is not None:
         _require_mark(place, ledger)

@@ -23,7 +23,9 @@ from enhanced_agent_bus.admission.facts import COUNTERS, Added, FactBook, scopes
 from enhanced_agent_bus.admission.reading import Reading
 from enhanced_agent_bus.admission.record import Fields, Record
 from enhanced_agent_bus.admission.seal import Randomness
+from enhanced_agent_bus.admission.shadow import Shadow
 from enhanced_agent_bus.admission.sight import Case, Sight
+from enhanced_agent_bus.admission.trial import Rollout, Trial
 from enhanced_agent_bus.message import Message
 from enhanced_agent_bus.ports import Clock, FactChange, Gate, Loaded, PolicyEngine
 from enhanced_agent_bus.verdict import Admitted, Answer, Hold, Party, Pass, Reason, Refusal, Ruling
@@ -114,6 +116,7 @@ class Admission:
         self._gate_seconds_max = gate_seconds
         self._grace_seconds = grace_seconds
         self._active: Active | None = None
+        self.trial: Trial | None = None  # what is tried beside it, if anything is
         self._past: dict[str, float] = {}  # digest -> until when it is still agreed to (monotonic seconds)
         self._flights: dict[tuple[str, bytes], asyncio.Future[tuple[Ruling | Refusal, str, int] | None]] = {}
         self._locks: dict[tuple[str, str], _Lock] = {}
@@ -136,6 +139,32 @@ class Admission:
             self._past[self._active.digest] = self._clock.monotonic() + self._grace_seconds
         self._past.pop(loaded.digest, None)
         self._active = Active(loaded)
+        self._try(None, self.shadow)
+
+    @property
+    def rollout(self) -> Rollout | None:
+        """The candidate that decides a share of the conversations."""
+        return None if self.trial is None else self.trial.rollout
+
+    def roll_out(self, rollout: Rollout | None) -> None:
+        """From here on a candidate decides its share; None: the active one decides everything."""
+        self._try(rollout, self.shadow)
+
+    @property
+    def shadow(self) -> Shadow | None:
+        """The candidate that looks on."""
+        return None if self.trial is None else self.trial.shadow
+
+    def watch(self, shadow: Shadow | None) -> None:
+        """From here on a candidate looks on; None: nobody does."""
+        self._try(self.rollout, shadow)
+
+    def _try(self, rollout: Rollout | None, shadow: Shadow | None) -> None:
+        self.trial = None if rollout is None and shadow is None else Trial(self.active, rollout, shadow)
+
+    def digest_for(self, conversation: str) -> str:
+        """The constitution that decides in this conversation."""
+        return (self.active if self.trial is None else self.trial.decides(conversation)).digest
 
     # --- the road --------------------------------------------------------------------------------------------------
 
@@ -145,12 +174,15 @@ class Admission:
 
     def judge_at_once(self, case: Case) -> Decided | None:
         """The decision, where nothing must be awaited for it: no gates of the user's, and the same was asked before."""
-        active = self.active
+        trial = self.trial
+        active = self._active if trial is None else trial.decides(case.addressed.envelope.conversation)
+        assert active is not None, "no constitution is active"
         refusal = case.refusal
         if refusal is None and case.addressed.sender.constitution != LATEST:
             refusal = self._constitution_gate(case.addressed.sender, active)
         if refusal is not None:
-            return self._refuse(case, active, refusal, _Asked(refusal))
+            refused = self._refuse(case, active, refusal, _Asked(refusal))
+            return refused if case.refusal is not None else self._saw(refused, None)
         if self._gates:
             return None
         sight = self._look(case, active)
@@ -158,13 +190,15 @@ class Admission:
         decided = self._known(sight, key)
         if decided is None:
             case.look = (sight, key)
+        elif trial is not None:
+            trial.saw(decided, sight)
         return decided
 
     async def judge_asking(self, case: Case) -> Decided:
         """The decision that could not be given at once: gates first, then the policy."""
         refusal = await self._plugin_gates(case) if self._gates else None
         if refusal is not None:
-            return self._refuse(case, self.active, refusal, _Asked(refusal))
+            return self._refuse(case, self._decides(case), refusal, _Asked(refusal))
         return await self._policy_gate(case)
 
     def _known(self, sight: Sight, key: bytes | None) -> Decided | None:
@@ -214,25 +248,35 @@ class Admission:
     async def _policy_gate(self, case: Case) -> Decided:
         deadline = self._clock.monotonic() + self._policy_seconds
         for _ in range(ROUNDS_MAX):
-            active = self.active
+            active = self._decides(case)
             refusal = self._constitution_gate(case.addressed.sender, active)
             if refusal is not None:
-                return self._refuse(case, active, refusal, _Asked(refusal))
+                return self._saw(self._refuse(case, active, refusal, _Asked(refusal)), None)
             look, case.look = case.look, None
             if look is None or look[0].active is not active:
                 sight = self._look(case, active)
                 key = self._key(sight) if active.reading.cacheable else None
                 decided = self._known(sight, key)
                 if decided is not None:
-                    return decided
+                    return self._saw(decided, sight)
             else:  # the cache was asked a moment ago
                 sight, key = look
             asked = await self._evaluated(sight, key, deadline)
-            if active is self.active and self._still_true(asked):
+            if active is self._decides(case) and self._still_true(asked):
                 self._keep(active, asked)
-                return self._conclude(case, active, asked)
+                return self._saw(self._conclude(case, active, asked), asked.sight)
         refusal = Refusal("policy_timeout", "the facts changed faster than the policy could answer", "send again")
-        return self._refuse(case, self.active, refusal, _Asked(refusal))
+        return self._refuse(case, self._decides(case), refusal, _Asked(refusal))
+
+    def _decides(self, case: Case) -> Active:
+        """The constitution that decides on a message."""
+        return self.active if self.trial is None else self.trial.decides(case.addressed.envelope.conversation)
+
+    def _saw(self, decided: Decided, sight: Sight | None) -> Decided:
+        """Lets what is on trial know of a decision."""
+        if self.trial is not None:
+            self.trial.saw(decided, sight)
+        return decided
 
     def _keep(self, active: Active, asked: _Asked) -> None:
         """Caches a ruling whose decision is put next, so that whoever cites it cites a record."""
@@ -314,9 +358,7 @@ class Admission:
 
     async def _ask(self, sight: Sight, deadline: float) -> tuple[Ruling | Refusal, int]:
         envelope = sight.case.addressed.envelope
-        document = sight.document()
-        message = {**document["message"], "payload": orjson.Fragment(envelope.body)}
-        question = orjson.dumps({**document, "message": message})
+        question = sight.question()
         left = max(deadline - self._clock.monotonic(), 0.001)
         answer = await self._engine.decide(sight.active.digest, envelope.tenant, question, left)
         self._record.engine = self._engine.label  # a server can have become another one

@@ -31,6 +31,12 @@ class Constitutions:
         self._marks = marks
         self._trust = tuple(trust)
 
+    def on(self, engine: PolicyEngine) -> Constitutions:
+        """The same home, with another engine to make ready."""
+        return Constitutions(
+            engine=engine, folder=self._folder, clock=self._clock, marks=self._marks, trust=self._trust
+        )
+
     async def prepare(self, path: Path) -> Loaded:
         """Checks, keeps and loads. Raises: ConstitutionRejected, with the one reason and every problem found."""
         if not path.exists():
@@ -44,7 +50,7 @@ class Constitutions:
             self._require_newer(first)
         kept = self._folder / f"{first.digest}.tar.gz"
         if self._trust or not kept.exists():  # what is kept may lack the signature
-            part = self._folder / f".{first.digest}.{os.getpid()}.part"
+            part = self._folder / f".{first.digest}.{os.getpid()}.{id(self)}.part"
             digest = await self._engine.pack(path, part)
             if digest != first.digest:
                 part.unlink(missing_ok=True)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
+import orjson
+
 from enhanced_agent_bus.admission.facts import Added, FactBook, scopes
 from enhanced_agent_bus.verdict import Addressed, Approval, Refusal
 
@@ -60,6 +62,14 @@ class Sight:
         if not self.plain:
             self._facts = self._remembered(book)
 
+    def under(self, other: Active) -> Sight:
+        """The same look, as if another constitution were to decide."""
+        sight = Sight.__new__(Sight)
+        for name in Sight.__slots__:
+            setattr(sight, name, getattr(self, name))
+        sight.active = other
+        return sight
+
     def _remembered(self, book: FactBook) -> dict[str, dict[str, Any]]:
         case = self.case
         envelope = case.addressed.envelope
@@ -85,6 +95,12 @@ class Sight:
                 "tenant": {},
             }
         return self._facts
+
+    def question(self) -> bytes:
+        """The input as an engine takes it: the payload is the very bytes that were frozen."""
+        document = self.document()
+        message = {**document["message"], "payload": orjson.Fragment(self.case.addressed.envelope.body)}
+        return orjson.dumps({**document, "message": message})
 
     def document(self) -> dict[str, Any]:
         """The input without the payload, which stands beside it as bytes."""

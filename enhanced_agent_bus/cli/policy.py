@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from enhanced_agent_bus.cli import faults, policy_change, policy_explain, policy_new, policy_test, policy_testgen
+from enhanced_agent_bus.cli import (
+    faults,
+    policy_change,
+    policy_explain,
+    policy_new,
+    policy_shadow,
+    policy_test,
+    policy_testgen,
+)
 from enhanced_agent_bus.cli.author import Constitution, at_workbench, existing, show_problem
 from enhanced_agent_bus.cli.faults import CliError
 from enhanced_agent_bus.cli.program import named
@@ -197,5 +205,5 @@ def history(context: typer.Context) -> None:
     print_table(("seq", "at", "event", "revision", "constitution", "reason"), rows, empty="nothing was ever activated")
 
 
-for more in (policy_change, policy_testgen):
+for more in (policy_change, policy_testgen, policy_shadow):
     more.add_to(app)

@@ -82,6 +82,7 @@ def status_at_rest(home: Path) -> dict[str, Json]:
         "engine": json.loads(decision)["engine"] if decision is not None else {},
         "home": str(home),
         "running": False,
+        "shadow": None,
     }
 
 

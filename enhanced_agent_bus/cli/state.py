@@ -45,6 +45,7 @@ def _show_status(session: Session, document: dict[str, Any]) -> None:
             ("running", "yes" if document["running"] else "no"),
             ("bus", f"{document['bus']}, node {document['node']}"),
             ("constitution", f"{document['constitution']} (revision {document['revision']})"),
+            *([("shadow", document["shadow"])] if document.get("shadow") else []),
             ("engine", " ".join(str(engine[key]) for key in ("name", "opa") if engine.get(key))),
             ("agents", document["agents"]),
             ("records", document["records"]),
