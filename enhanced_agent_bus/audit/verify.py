@@ -12,11 +12,13 @@ import base64
 import json
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from functools import lru_cache, partial
 from hashlib import sha256, sha512
+from itertools import islice
 from pathlib import Path
 
 CLOCK_STEP_SECONDS = 5.0
@@ -76,19 +78,9 @@ def _add(a: _Point, b: _Point) -> _Point:
     return ((f - e) * (h - g) % _P, (h + g) * (f + e) % _P, (h - g) * (h + g) % _P, (f - e) * (f + e) % _P)
 
 
-def _multiply(scalar: int, point: _Point) -> _Point:
-    result: _Point = (0, 1, 1, 0)
-    while scalar:
-        if scalar & 1:
-            result = _add(result, point)
-        point, scalar = _add(point, point), scalar >> 1
-    return result
-
-
 def _decompress(data: bytes) -> _Point:
     """RFC 8032 §5.1.3. Raises: ValueError, when the bytes are no point."""
-    number = int.from_bytes(data, "little")
-    sign, y = number >> 255, number & ((1 << 255) - 1)
+    sign, y = divmod(int.from_bytes(data, "little"), 1 << 255)
     square = (y * y - 1) * pow(_D * y * y + 1, _P - 2, _P) % _P
     x = pow(square, (_P + 3) // 8, _P)
     if (x * x - square) % _P:
@@ -103,16 +95,19 @@ def _decompress(data: bytes) -> _Point:
 _BASE = _decompress((4 * pow(5, _P - 2, _P) % _P).to_bytes(32, "little"))
 
 
+@lru_cache(maxsize=16)  # the newest checkpoint is met in the log, beside it, and maybe outside
 def ed25519_verify(public: bytes, message: bytes, signature: bytes) -> bool:
     """RFC 8032 §5.1.7. Raises: ValueError, when key or signature hold no point."""
-    if len(public) != 32 or len(signature) != 64:  # noqa: PLR2004 - the lengths that the RFC fixes
+    scalar = int.from_bytes(signature[32:], "little")
+    if len(public) != 32 or len(signature) != 64 or scalar >= _L:  # noqa: PLR2004 - the lengths that the RFC fixes
         return False
-    key, commitment, scalar = _decompress(public), _decompress(signature[:32]), int.from_bytes(signature[32:], "little")
-    if scalar >= _L:
-        return False
+    (x, y, z, t), commitment = _decompress(public), _decompress(signature[:32])
     challenge = int.from_bytes(sha512(signature[:32] + public + message).digest(), "little") % _L
-    left, right = _multiply(scalar, _BASE), _add(commitment, _multiply(challenge, key))
-    return not ((left[0] * right[2] - right[0] * left[2]) % _P or (left[1] * right[2] - right[1] * left[2]) % _P)
+    minus, point = (_P - x, y, z, _P - t), (0, 1, 1, 0)
+    sums = (point, _BASE, minus, _add(_BASE, minus))
+    for bit in reversed(range(_L.bit_length())):  # the scalar times the base, less the challenge times the key
+        point = _add(_add(point, point), sums[(scalar >> bit & 1) + 2 * (challenge >> bit & 1)])
+    return not ((point[0] - commitment[0] * point[2]) % _P or (point[1] - commitment[1] * point[2]) % _P)
 
 
 @dataclass(frozen=True)
@@ -173,7 +168,8 @@ def read_note(text: str) -> Note:
 class Source:
     """A log that can be read more than once, and what its home says beside it."""
 
-    records: Callable[[], Iterator[tuple[int, bytes]]]  # the number of its row or line, and the stored bytes
+    records: Callable[[int], Iterator[tuple[int, bytes]]]  # from one on: the number of its row or line, and the bytes
+    last: int | None = None  # the newest row that is looked at; of a file it is not known before
     state: Callable[[str], str | None] = lambda _message_id: None
     note: Note | None = None
     head: tuple[int, bytes] | None = None  # size and frontier that the writer kept, unsigned
@@ -199,9 +195,9 @@ def _home_source(home: Path, database: sqlite3.Connection) -> Source:
     head = database.execute("SELECT size, frontier, (SELECT max(seq) FROM records) FROM head").fetchone()
     size, frontier, last = head or (0, b"", None)
 
-    def rows() -> Iterator[tuple[int, bytes]]:
+    def rows(start: int) -> Iterator[tuple[int, bytes]]:
         # A page at a time, so that a running bus is not held up; what it adds meanwhile is left for next time.
-        query, seq = "SELECT seq, body FROM records WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT 1000", -1
+        query, seq = "SELECT seq, body FROM records WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT 1000", start - 1
         while page := database.execute(query, (seq, last)).fetchall():
             yield from page
             seq = page[-1][0]
@@ -211,12 +207,12 @@ def _home_source(home: Path, database: sqlite3.Connection) -> Source:
         row = database.execute(query, (message_id, last)).fetchone()
         return str(row[0]) if row and row[1] else None
 
-    return Source(rows, state, note, (size, frontier))
+    return Source(rows, last, state, note, (size, frontier))
 
 
-def _lines(path: Path) -> Iterator[bytes]:
+def _lines(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
     with path.open("rb") as file:
-        yield from (line.removesuffix(b"\n") for line in file)
+        yield from islice(enumerate(line.removesuffix(b"\n") for line in file), start, None)
 
 
 def grow(frontier: list[bytes], size: int, leaf: bytes) -> None:
@@ -243,32 +239,37 @@ class Scan:
         self.frontier: list[bytes] = []
         self.seen: list[Note] = []  # checkpoints inside, with the right root; signatures are checked when they matter
         self.outside_root: bytes | None = None  # of the log at the size of the outside checkpoint
+        self.outside_size = -1 if outside is None else outside.size
+        self.before = b""  # the time of the record before
         self._source, self._key = source, key
-        self._outside_size = -1 if outside is None else outside.size
+        bus, _, node = key.name.encode().partition(b"/")
+        self._names = b'","bus":"%b","node":"%b"' % (bus, node) if node else b'","bus":"'
         self._open: dict[bytes, int] = {}  # message id to the seq of its newest decision without an outcome
         self._allowed, self._not_allowed = set[bytes](), set[bytes]()
         self._counts: dict[bytes, int] = {}  # how far each sender has counted
         self._steady: dict[str, tuple[float, float]] = {}  # boot to seconds of its steady clock and of the wall's
         self._kinds: dict[bytes, Callable[[int, bytes, int], bool]] = {b"decision": self._decision}
         self._kinds |= {b"outcome": self._outcome, b"checkpoint": self._checkpoint}
-        self._kinds |= {b"opened": self._clock, b"closed": self._clock}
+        self._kinds |= {b"opened": self._clock, b"closed": self._clock}  # each says whether the rest can be judged
 
     def run(self) -> None:
         """Reads until the end, or until something is found after which the rest cannot be placed."""
-        bus, _, node = self._key.name.encode().partition(b"/")
-        names = b'","bus":"%b","node":"%b"' % (bus, node) if node else b'","bus":"'
-        frontier, kinds, outside = self.frontier, self._kinds, self._outside_size
-        expected, before, bad = 0, b"", None
+        self.look(self._source.records(0))
+
+    def look(self, records: Iterable[tuple[int, bytes]]) -> bool:
+        """Looks at records, the next ones; whether the rest can be judged after them."""
+        frontier, names, kinds, outside = self.frontier, self._names, self._kinds, self.outside_size
+        expected, before = self.report.size, self.before
         try:
-            for row, body in self._source.records():
+            for row, body in records:
                 if expected == outside:
                     self.outside_root = root_of(frontier)
                 front = b'{"v":1,"seq":%d,"kind":"' % expected
                 end = body.find(b'"', len(front))
                 start = end + 35  # behind `","at":"` and the time
                 if row != expected or not body.startswith(front) or not body.startswith(names, start):
-                    bad = self._misplaced(expected, row, body)
-                    break
+                    self.report.blame("integrity", self._misplaced(expected, row, body))
+                    return False
                 kind, at = body[len(front) : end], body[end + 8 : start]
                 if at < before:
                     self._blame("time", expected, kind, "inserted", f"at {at.decode()}: before the record before it")
@@ -277,16 +278,14 @@ class Scan:
                 if check is None:
                     self.report.erased += kind == b"erasure"
                 elif not check(expected, body, start):
-                    break
+                    return False
                 grow(frontier, expected, sha256(b"\0" + body).digest())
                 expected += 1
+            if expected == outside:
+                self.outside_root = root_of(frontier)
         finally:
-            self.report.size = expected
-        if expected == outside:
-            self.outside_root = root_of(frontier)
-        if bad is not None:
-            for verdict in ("integrity", "completeness") if bad.damage == "missing" else ("integrity",):
-                self.report.blame(verdict, bad)
+            self.report.size, self.before = expected, before
+        return True
 
     def end(self) -> None:
         """Every decision has ended, or its message still waits."""
@@ -300,8 +299,6 @@ class Scan:
     def _blame(self, verdict: str, seq: int, kind: bytes, damage: str, why: str) -> bool:
         self.report.blame(verdict, Bad(seq, seq, kind.decode(), damage, why))
         return False
-
-    # Each check returns False when the rest of the log cannot be judged after it.
 
     def _decision(self, seq: int, body: bytes, start: int) -> bool:
         brace = body.find(b"{", start)  # before it every key belongs to the record itself
@@ -317,6 +314,10 @@ class Scan:
             sender, number = body[b + 10 : body.find(b'"', b + 10)], int(body[a + 11 : body.find(b",", a)])
             verdict = body[c + 11 : body.find(b'"', c + 11)]
             decision_id = body[d + 15 : body.find(b'"', d + 15)]
+        self.decided(seq, number, sender, verdict, decision_id)
+        return True
+
+    def decided(self, seq: int, number: int, sender: bytes, verdict: bytes, decision_id: bytes) -> None:
         (self._allowed if verdict == b"allow" else self._not_allowed).add(decision_id)
         if verdict != b"refuse":
             self._open[decision_id.rpartition(b"#")[0]] = seq
@@ -326,7 +327,6 @@ class Scan:
         if number > last + 1:
             why = f"{sender.decode()} counted from {last} to {number}"
             self._blame("completeness", seq, b"decision", "missing", why)
-        return True
 
     def _outcome(self, seq: int, body: bytes, start: int) -> bool:
         brace = body.find(b"{", start)
@@ -337,11 +337,14 @@ class Scan:
             decision_id, state = (str(record.get(k)).encode() for k in ("decision_id", "state"))
         else:
             decision_id, state = body[a + 15 : body.find(b'"', a + 15)], body[b + 9 : body.find(b'"', b + 9)]
+        self.ended(seq, decision_id, state)
+        return True
+
+    def ended(self, seq: int, decision_id: bytes, state: bytes) -> None:
         self._open.pop(decision_id.rpartition(b"#")[0], None)
         if decision_id not in self._allowed and (state == b"delivered" or decision_id not in self._not_allowed):
             why = f"{state.decode()}, and no decision {decision_id.decode()} that allows it: a bypass"
             self._blame("completeness", seq, b"outcome", "missing", why)
-        return True
 
     def _checkpoint(self, seq: int, body: bytes, start: int) -> bool:
         record = json.loads(body)
@@ -386,17 +389,16 @@ class Scan:
         if not isinstance(number, int) or (number == expected and row <= expected):
             return Bad(expected, expected, kind, "altered", "the record does not begin as records do")
         if number < expected:
-            earlier = next((old for at, old in self._source.records() if at < row and old == body), None)
-            damage = "inserted" if earlier is None else "duplicated"
+            damage = "duplicated" if any(at < row and it == body for at, it in self._source.records(0)) else "inserted"
             return Bad(number, number, kind, damage, f"a second record {number} stands at {row}")
         mark = b'{"v":1,"seq":%d,' % expected
-        if any(at > row and later.startswith(mark) for at, later in self._source.records()):
+        if any(at > row and later.startswith(mark) for at, later in self._source.records(0)):
             return Bad(expected, number, kind, "out_of_order", f"record {number} stands before record {expected}")
-        last = max(number, row) - 1
+        self.report.completeness, last = "bad", max(number, row) - 1
         return Bad(expected, last, None, "missing", f"record {last + 1} follows record {expected - 1}")
 
 
-def verify(path: Path, key: Key, outside: Note | None = None) -> Report:
+def verify(path: Path, key: Key, outside: Note | None = None, scanning: Callable[..., Scan] = Scan) -> Report:
     """Checks an export or a home, with an outside checkpoint where there is one.
 
     Raises: OSError; ValueError, for an outside checkpoint that this key did not sign.
@@ -407,8 +409,8 @@ def verify(path: Path, key: Key, outside: Note | None = None) -> Report:
     report = Report()
     try:
         with open_database(path) if path.is_dir() else nullcontext() as database:
-            source = _home_source(path, database) if database else Source(lambda: enumerate(_lines(path)))
-            scan = Scan(source, key, outside)
+            source = _home_source(path, database) if database else Source(partial(_lines, path))
+            scan = scanning(source, key, outside)
             report = scan.report
             scan.run()
             _judge(scan, source, key, outside)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Final
 
 from enhanced_agent_bus import open_bus
-from enhanced_agent_bus.audit.verify import read_key, verify
+from enhanced_agent_bus.audit.several import verify
+from enhanced_agent_bus.audit.verify import read_key
 from enhanced_agent_bus.bench.figures import Figure, at_least, at_most
 from enhanced_agent_bus.bench.house import Scale, drive, house
 

@@ -195,7 +195,8 @@ def verify_home(home: Path) -> dict[str, Json]:
 
 
 def _verified(path: Path, key_file: Path, checkpoint: Path | None) -> Report:
-    from enhanced_agent_bus.audit.verify import Bad, Report, read_key, read_note, verify
+    from enhanced_agent_bus.audit.several import verify
+    from enhanced_agent_bus.audit.verify import Bad, Report, read_key, read_note
 
     if not key_file.is_file():
         raise CliError(f"there is no key {key_file}", remedy="name the log's vkey with --key FILE", code="file")
