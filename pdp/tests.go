@@ -194,7 +194,7 @@ func (a *asker) whyTestEnded(m *moment) *step {
 			found.Inside = a.whyNot(*best, 1)
 		}
 	default:
-		found.Inside = a.insideCall(m, 0)
+		found.Inside = a.inside(m, 0)
 	}
 	return found
 }

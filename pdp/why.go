@@ -215,9 +215,31 @@ func (a *asker) stepAt(m *moment, depth int) *step {
 	if m.expr.Negated {
 		found.Because = a.whyTrue(m, depth)
 	} else {
-		found.Inside = a.insideCall(m, depth)
+		found.Inside = a.inside(m, depth)
 	}
 	return found
+}
+
+// inside says where that ended which an expression asks: a function of the policy, or a rule that has no value.
+func (a *asker) inside(m *moment, depth int) *step {
+	if found := a.insideCall(m, depth); found != nil || depth >= viaMax {
+		return found
+	}
+	for _, expr := range withGenerated(m.expr) {
+		for _, ref := range openRefs(expr) {
+			rules := a.compiler.GetRulesExact(ref)
+			if len(rules) == 0 || len(rules[0].Head.Args) > 0 || !ref.IsGround() {
+				continue
+			}
+			if value, known := a.valueOf(ast.NewTerm(ref), m); !known || value != nil {
+				continue
+			}
+			if best := nearest(a.ways(ref, m, depth+1)); best != nil && best.failed != nil {
+				return a.whyNot(*best, depth+1)
+			}
+		}
+	}
+	return nil
 }
 
 // failedElement is where the body of an `every` ended for the first element that it was not true for.
