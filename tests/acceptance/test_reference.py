@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 
 from enhanced_agent_bus import Message
-from enhanced_agent_bus.admission.answer import ruling
+from enhanced_agent_bus.admission.answer import HOLD_SECONDS_MAX, OBLIGATIONS, _Document, ruling
 from enhanced_agent_bus.settings import Section, Settings
 from enhanced_agent_bus.verdict import Answer, Refusal, Ruling
 from tests.developer import log, small_bus
@@ -90,13 +90,48 @@ def example(page: str) -> dict[str, Any]:
     return document
 
 
+def kind(field: dict[str, Any]) -> str:
+    """The type of a field and the numbers that it can be, in the words of the page."""
+    name = str(field.get("type", "any"))
+    if "maximum" in field:
+        return f"{name}, {field['minimum']} to {field['maximum']}"
+    return f"{name}, {field['minimum']} or more" if "minimum" in field else name
+
+
 def test_the_page_on_input_has_the_fields_of_the_schema() -> None:
-    """docs/reference/input.md has a section for each part of the input, and a row for each field with its type."""
+    """docs/reference/input.md has a section for each part of the input, and a row for each field.
+
+    With its type, the values that it can have, and whether it is always there.
+    """
     expected = {}
-    for part, schema in SCHEMA["properties"].items():
-        fields = schema.get("items", schema)["properties"]
-        expected[part] = [[f"`{name}`", field.get("type", "any")] for name, field in fields.items()]
-    assert {heading: [row[:2] for row in rows] for heading, rows in tables("input.md").items()} == expected
+    for part, whole in SCHEMA["properties"].items():
+        schema = whole.get("items", whole)
+        expected[part] = [
+            [f"`{name}`", kind(field), "always" if name in schema["required"] else "not always"]
+            for name, field in schema["properties"].items()
+        ]
+    shown = tables("input.md")
+    assert {heading: [row[:3] for row in rows] for heading, rows in shown.items()} == expected
+    for part, whole in SCHEMA["properties"].items():
+        for name, field in whole.get("properties", {}).items():
+            (row,) = [row for row in shown[part] if row[0] == f"`{name}`"]
+            assert "enum" not in field or re.findall(r"`(\w+)`", row[3]) == field["enum"]
+
+
+async def test_what_is_always_there_is(tmp_path: Path) -> None:
+    """The plainest message has every field that the schema requires, and no other."""
+    async with small_bus(tmp_path) as bus:
+        desk = await bus.register("desk", tenant="acme")
+        await bus.register("booker", handler=lambda _message: None, tenant="acme")
+        await (await desk.send("booker")).outcome(timeout=10)
+    (record,) = log(tmp_path / "home", "decision")
+    document = record["input"]
+    document["message"] |= {"payload": {}, "headers": {}}  # they stand apart from the record
+    jsonschema.validate(document, SCHEMA)
+    assert set(document) == set(SCHEMA["required"])
+    for part, value in document.items():
+        if part != "approvals":
+            assert set(value) == set(SCHEMA["properties"][part]["required"])
 
 
 def test_the_example_of_an_input_is_whole_and_valid() -> None:
@@ -142,6 +177,10 @@ async def test_what_the_bus_shows_a_policy_is_what_the_page_says(tmp_path: Path)
 # --- decision ------------------------------------------------------------------------------------------------------
 
 
+#: The parts of a decision, and what the bus reads them as.
+SHAPES: Final = {"reasons": "_Reason", "hold": "_Hold", "remember": "_Remember"}
+
+
 def answered(document: object) -> Ruling | Refusal:
     """What the bus makes of a policy's answer."""
     return ruling(Answer(None, json.dumps(document).encode()))
@@ -156,6 +195,25 @@ def test_the_example_of_a_decision_is_whole_and_taken() -> None:
     for part in ("reasons", "hold", "remember"):
         assert rows[part] == {key for entry in shown[part] for key in entry}
     assert rows["obligations"] == {entry["type"] for entry in shown["obligations"]}
+
+
+def test_the_page_on_decisions_has_what_the_bus_takes() -> None:
+    """Every key that the bus reads stands in a table and no other does, with the bounds of its numbers."""
+    schema = _Document.model_json_schema()
+    shown = {heading: {row[0].strip("`"): row[1:] for row in rows} for heading, rows in tables("decision.md").items()}
+    assert set(shown["What a policy answers"]) == set(schema["properties"])
+    parts = {part: schema["$defs"][name]["properties"] for part, name in SHAPES.items()}
+    for part, fields in parts.items():
+        assert set(shown[part]) == set(fields)
+    approvers = parts["hold"]["approvers"]
+    assert shown["hold"]["approvers"][0] == f"{approvers['minimum']} to {approvers['maximum']}"
+    assert f"at most {HOLD_SECONDS_MAX:.1e};".replace("e+0", "e") in shown["hold"]["expires_in"][1]
+    scopes = re.findall(r"`(\w+)`", shown["remember"]["scope"][1])
+    assert scopes == parts["remember"]["scope"]["enum"]
+    for name, form in OBLIGATIONS.items():
+        assert re.findall(r"`(\w+)`", shown["obligations"][name][0]) == [
+            key for key in form.model_fields if key != "type"
+        ]
 
 
 @pytest.mark.parametrize("part", ["reasons", "hold", "remember", "obligations"])
