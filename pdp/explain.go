@@ -114,8 +114,14 @@ func (a *asker) explainRule(name string, input ast.Value) ruleExplanation {
 			answer.Ways = append(answer.Ways, a.whyNot(one, 0))
 		}
 	}
-	if best := nearest(ways); best != nil && best.failed != nil {
+	switch best := nearest(ways); {
+	case best == nil:
+	case best.failed != nil:
 		answer.Failed = a.whyNot(*best, 0)
+	case value != nil: // its body was true, and it says something else than true
+		found := a.describeBody(*best, viaMax)
+		found.Values = append(values{{admit.String(), shownValue(value.Value)}}, found.Values...)
+		answer.Failed = found
 	}
 	return answer
 }

@@ -160,10 +160,8 @@ def _with_rule(folder: Path, name: str) -> str:
     """The list of rules with one more, laid out as it was. Raises: NoRule, when the folder is no constitution."""
     remedy = "name a constitution's folder with --in DIR; `eab init` writes one to start from"
     if not folder.is_dir():
-        what = (
-            f"{folder} is a file, and a rule is written into a folder" if folder.exists() else f"there is no {folder}"
-        )
-        raise NoRule(what, remedy)
+        what = "is a file, and a rule is written into a folder" if folder.exists() else "is not there"
+        raise NoRule(f"{folder} {what}", remedy)
     for file in (".manifest", "bus/main.rego", MANIFEST):
         if not (folder / file).is_file():
             raise NoRule(f"{folder} is no constitution: it has no {file}", remedy)

@@ -129,7 +129,7 @@ def test_a_rule_that_is_there_is_not_written_over(
 @pytest.mark.parametrize(
     ("there", "said"),
     [
-        (None, "there is no"),
+        (None, "is not there"),
         ("bundle", "is a file"),
         ("empty", "it has no .manifest"),
         ("no main", "it has no bus/main.rego"),
