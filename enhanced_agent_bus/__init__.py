@@ -12,6 +12,7 @@ __all__ = [
     "AuditUnavailable",
     "BusClosed",
     "BusError",
+    "Candidate",
     "ConfigInvalid",
     "ConstitutionRejected",
     "DeadLetter",
@@ -62,6 +63,7 @@ if _typing.TYPE_CHECKING:
     from enhanced_agent_bus.outcome import (
         Activation,
         AgentInfo,
+        Candidate,
         DeadLetter,
         Deliberated,
         Divergence,
@@ -83,8 +85,8 @@ else:  # At run time each name is imported when it is first asked for (PEP 562):
         *("EngineMissing", "NotDelivered", "Refused", "RequestTimeout", "StoreCorrupt", "StoreLocked"),
     )
     _OUTCOMES = (
-        *("Activation", "AgentInfo", "DeadLetter", "Deliberated", "Divergence", "Drained", "Fact", "Outcome"),
-        *("Receipt", "ShadowReport", "Status", "Waiting"),
+        *("Activation", "AgentInfo", "Candidate", "DeadLetter", "Deliberated", "Divergence", "Drained", "Fact"),
+        *("Outcome", "Receipt", "ShadowReport", "Status", "Waiting"),
     )
     _MODULES = {
         "Agent": "agent",

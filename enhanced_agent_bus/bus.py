@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from enhanced_agent_bus.admission.chain import Admission
 from enhanced_agent_bus.admission.constitution import Constitutions
 from enhanced_agent_bus.admission.seal import SALT_BYTES, Randomness, commitment
-from enhanced_agent_bus.admission.trial import checked_percent
+from enhanced_agent_bus.admission.trial import Limits, Rollout, checked_percent
 from enhanced_agent_bus.agent import Agent, Draft
 from enhanced_agent_bus.delivery.parcel import Parcel
 from enhanced_agent_bus.delivery.runner import Handler, is_async
@@ -27,6 +27,7 @@ from enhanced_agent_bus.message import REPLY_TYPES, Message
 from enhanced_agent_bus.outcome import (
     Activation,
     AgentInfo,
+    Candidate,
     DeadLetter,
     Deliberated,
     Drained,
@@ -217,13 +218,30 @@ class AgentBus:
                 )
         return found
 
-    async def activate(self, path: str | Path) -> Activation:
+    async def activate(
+        self,
+        path: str | Path,
+        *,
+        percent: int = 100,
+        max_refusals: float | None = None,
+        max_errors: float | None = 0.01,
+        over: int = 100,
+    ) -> Activation:
         """Puts a constitution in force: after this no handler starts under the one before.
 
-        Raises: ConstitutionRejected, and the old one goes on; AuditUnavailable; BusClosed.
+        With `percent` under 100 it decides in that share of the conversations, and the active one in the rest. It is
+        taken back by itself when, of its newest `over` decisions, more than the share `max_refusals` are refusals or
+        more than `max_errors` had no usable answer (None: no limit).
+        Raises: ConstitutionRejected, and the old one goes on; ConfigInvalid; ValueError; AuditUnavailable; BusClosed.
         """
         self._desk.require_open()
-        return await self.charter.take(Path(path), given=False)
+        limits = Limits(max_refusals, max_errors, over).checked()
+        return await self.charter.take(Path(path), given=False, percent=checked_percent(percent), limits=limits)
+
+    async def roll_back(self) -> Activation:
+        """The active constitution decides everything again. Raises: KeyError, when nothing is being rolled out."""
+        self._desk.require_open()
+        return await self.charter.roll_back()
 
     async def start_shadow(self, path: str | Path, *, percent: int = 100) -> ShadowReport:
         """Lets a candidate look on: it is asked what was just decided, of so many percent of the conversations.
@@ -330,6 +348,7 @@ class AgentBus:
             engine=dict(self._engine.label),
             home=self._home,
             shadow=None if self._desk.admission.shadow is None else self._desk.admission.shadow.candidate.digest,
+            candidate=_candidate(self._desk.admission.rollout),
         )
 
     def status_constitution(self) -> str:
@@ -338,12 +357,13 @@ class AgentBus:
 
     def security_state(self) -> list[str]:
         """Every weakening in force, sorted."""
-        loaded = self._desk.admission.active.loaded
+        admission = self._desk.admission
         found = {*self._weakenings, *self._desk.ledger.weakenings, *self._engine.weakenings}
-        if loaded.source == "folder":
-            found.add("constitution_folder")
-        elif not loaded.signed:
-            found.add("unsigned_constitution")
+        for active in (admission.active, *(() if admission.rollout is None else (admission.rollout.candidate,))):
+            if active.loaded.source == "folder":
+                found.add("constitution_folder")
+            elif not active.loaded.signed:
+                found.add("unsigned_constitution")
         return sorted(found)
 
     async def wait_idle(self, timeout: float | None = None) -> None:
@@ -476,6 +496,7 @@ class AgentBus:
         endings.stop()
         await self._deliberating.stop()
         await self._shadowing.close()
+        await self.charter.close()
         await self._carriage.stop(WORKERS_SECONDS_MAX)
         drained = Drained(endings.delivered - delivered, len(desk.live), endings.dead_lettered - dead_lettered)
         fields = {"delivered": drained.delivered, "kept": drained.kept, "dead_lettered": drained.dead_lettered}
@@ -539,6 +560,15 @@ def _waiting(parcel: Parcel) -> Waiting:
         instant_of(parcel.since_us),
         instant_of(parcel.due_us) if parcel.state == "retrying" else None,
         parcel.hold_reasons,
+    )
+
+
+def _candidate(out: Rollout | None) -> Candidate | None:
+    if out is None:
+        return None
+    candidate = out.candidate
+    return Candidate(
+        candidate.digest, candidate.revision, out.percent, out.decisions, out.newest, out.refusals, out.errors
     )
 
 

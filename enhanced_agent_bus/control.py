@@ -82,6 +82,8 @@ def outcome_document(outcome: Outcome, *, content: bool = False) -> dict[str, An
     return document
 
 
+_LIMITS: Final = ("percent", "max_refusals", "max_errors", "over")  # of an activation; the bus checks them
+
 # --- operations ----------------------------------------------------------------------------------------------------
 
 
@@ -174,7 +176,12 @@ async def _reject(bus: AgentBus, args: Arguments) -> Json:
 
 
 async def _activate(bus: AgentBus, args: Arguments) -> Json:
-    return plain(await bus.activate(Path(args.take("path", str))))
+    limits = {name: value for name in _LIMITS if (value := args.raw(name)) is not None}
+    return plain(await bus.activate(Path(args.take("path", str)), **limits))
+
+
+async def _roll_back(bus: AgentBus, _args: Arguments) -> Json:
+    return plain(await bus.roll_back())
 
 
 async def _shadow_start(bus: AgentBus, args: Arguments) -> Json:
@@ -223,6 +230,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "remove_fact": _remove_fact,
     "reject": _reject,
     "replay": _replay,
+    "roll_back": _roll_back,
     "send": _send,
     "shadow_start": _shadow_start,
     "shadow_status": _shadow_status,

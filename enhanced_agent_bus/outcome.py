@@ -145,10 +145,27 @@ class AgentInfo:
 
 @dataclass(frozen=True, slots=True)
 class Activation:
-    """The constitution that decides from now on."""
+    """The constitution that decides from now on, in so many percent of the conversations."""
 
     digest: str
     revision: int
+    percent: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A constitution that is being rolled out: it decides in so many percent of the conversations.
+
+    `refusals` and `errors` are counted among the `newest` of its decisions.
+    """
+
+    digest: str
+    revision: int
+    percent: int
+    decisions: int = 0  # since this process began it, or the percentage was changed
+    newest: int = 0
+    refusals: int = 0
+    errors: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,3 +225,4 @@ class Status:
     home: str
     running: bool = True
     shadow: str | None = None  # the digest of a candidate that looks on
+    candidate: Candidate | None = None  # beside `constitution`, while one is rolled out

@@ -216,9 +216,12 @@ async def _choose_constitution(
     ended: ConstitutionRejected | None = None
     try:
         await bus.charter.resume(active["digest"], active["source"])
+        await bus.charter.resume_rollout()
     except ConstitutionRejected as error:  # it has expired, say: a newer one mends that
         ended = error
     known = {active["digest"]}
+    if bus.charter.candidate is not None:
+        known.add(bus.charter.candidate)  # it goes on with its share
     if given is not None and given.is_dir():
         known.add(ledger.setting("given"))  # what was activated since stays, until the folder changes
     if given is not None and await engine.hash(given) not in known:

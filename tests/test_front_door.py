@@ -30,7 +30,7 @@ PROMISED: Final = frozenset(
     }
 )  # fmt: skip
 #: What operators' lists are made of.
-LISTED: Final = frozenset({"AgentInfo", "Deliberated", "Divergence", "Fact", "ShadowReport", "Waiting"})
+LISTED: Final = frozenset({"AgentInfo", "Candidate", "Deliberated", "Divergence", "Fact", "ShadowReport", "Waiting"})
 PUBLIC: Final = sorted(PROMISED | LISTED)
 
 

@@ -115,7 +115,7 @@ class Admission:
         self._policy_seconds = policy_seconds
         self._gate_seconds_max = gate_seconds
         self._grace_seconds = grace_seconds
-        self._active: Active | None = None
+        self._active: Active  # from the first activation on; before, nothing can be judged
         self.trial: Trial | None = None  # what is tried beside it, if anything is
         self._past: dict[str, float] = {}  # digest -> until when it is still agreed to (monotonic seconds)
         self._flights: dict[tuple[str, bytes], asyncio.Future[tuple[Ruling | Refusal, str, int] | None]] = {}
@@ -124,19 +124,18 @@ class Admission:
 
     @property
     def active(self) -> Active:
-        if self._active is None:
-            raise RuntimeError("no constitution is active")
         return self._active
 
     @property
     def current(self) -> Active | None:
         """The active constitution, or None before the first."""
-        return self._active
+        return getattr(self, "_active", None)
 
     def activate(self, loaded: Loaded) -> None:
         """From here on nothing is decided under the one before."""
-        if self._active is not None and self._active.digest != loaded.digest:
-            self._past[self._active.digest] = self._clock.monotonic() + self._grace_seconds
+        before = self.current
+        if before is not None and before.digest != loaded.digest:
+            self._past[before.digest] = self._clock.monotonic() + self._grace_seconds
         self._past.pop(loaded.digest, None)
         self._active = Active(loaded)
         self._try(None, self.shadow)
@@ -164,7 +163,8 @@ class Admission:
 
     def digest_for(self, conversation: str) -> str:
         """The constitution that decides in this conversation."""
-        return (self.active if self.trial is None else self.trial.decides(conversation)).digest
+        trial = self.trial
+        return (self._active if trial is None else trial.decides(conversation)).digest
 
     # --- the road --------------------------------------------------------------------------------------------------
 
@@ -176,7 +176,6 @@ class Admission:
         """The decision, where nothing must be awaited for it: no gates of the user's, and the same was asked before."""
         trial = self.trial
         active = self._active if trial is None else trial.decides(case.addressed.envelope.conversation)
-        assert active is not None, "no constitution is active"
         refusal = case.refusal
         if refusal is None and case.addressed.sender.constitution != LATEST:
             refusal = self._constitution_gate(case.addressed.sender, active)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from enhanced_agent_bus.admission.sight import Sight
 
 WHOLE: Final = 100  # percent
+OVER_MAX: Final = 100_000  # decisions whose outcome is remembered
 _PLACE_BYTES: Final = 8
 
 
@@ -46,6 +47,17 @@ class Limits:
     max_refusals: float | None = None
     max_errors: float | None = 0.01
     over: int = 100
+
+    def checked(self) -> Limits:
+        """Raises: ValueError, for what is no limit."""
+        for name in ("max_refusals", "max_errors"):
+            share = getattr(self, name)
+            if share is not None and not (isinstance(share, int | float) and 0 <= share <= 1):
+                raise ValueError(f"{name} is a share from 0 to 1, not {share!r}")
+        over: object = self.over
+        if isinstance(over, bool) or not isinstance(over, int) or not 1 <= over <= OVER_MAX:
+            raise ValueError(f"over is a number of decisions from 1 to {OVER_MAX}, not {over!r}")
+        return self
 
 
 class Rollout:

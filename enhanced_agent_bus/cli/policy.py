@@ -1,12 +1,13 @@
 """`eab policy`: check, hash, build, activate, history.
 
 What writes and tests a constitution is in `policy_new`, `policy_test` and `policy_explain`; what changes a live one in
-`policy_change`.
+`policy_activate`, `policy_change`, `policy_testgen` and `policy_shadow`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -14,6 +15,7 @@ import typer
 
 from enhanced_agent_bus.cli import (
     faults,
+    policy_activate,
     policy_change,
     policy_explain,
     policy_new,
@@ -25,7 +27,7 @@ from enhanced_agent_bus.cli.author import Constitution, at_workbench, existing, 
 from enhanced_agent_bus.cli.faults import CliError
 from enhanced_agent_bus.cli.program import named
 from enhanced_agent_bus.cli.render import counted, echo, print_json, print_json_lines, print_table, safe
-from enhanced_agent_bus.cli.session import change, session_of
+from enhanced_agent_bus.cli.session import session_of
 
 if TYPE_CHECKING:
     from enhanced_agent_bus.ports import Checked, Problem
@@ -170,22 +172,6 @@ def build(
 
 
 @app.command()
-def activate(context: typer.Context, path: Constitution) -> None:
-    """Decide under this constitution from now on.
-
-    Messages that wait are decided again before they start; a running bus changes at once.
-
-    Example: eab policy activate policies
-    """
-    session = session_of(context)
-    result = change(session, "activate", {"path": str(existing(path).absolute())})
-    if session.json:
-        print_json(result)
-    else:
-        echo(f"active: revision {result['revision']}, {result['digest']}")
-
-
-@app.command()
 def history(context: typer.Context) -> None:
     """List what was activated and what was rejected, and when.
 
@@ -199,11 +185,16 @@ def history(context: typer.Context) -> None:
         print_json_lines(records)
         return
     rows = [
-        (entry["seq"], entry["at"], entry.get("event"), entry.get("revision"), entry.get("digest"), entry.get("reason"))
+        (entry["seq"], entry["at"], _event(entry), entry.get("revision"), entry.get("digest"), entry.get("reason"))
         for entry in records
     ]
     print_table(("seq", "at", "event", "revision", "constitution", "reason"), rows, empty="nothing was ever activated")
 
 
-for more in (policy_change, policy_testgen, policy_shadow):
+def _event(entry: Mapping[str, Any]) -> str:
+    percent = f" {entry['percent']} %" if "percent" in entry else ""
+    return f"{entry.get('event')}{percent}"
+
+
+for more in (policy_activate, policy_change, policy_testgen, policy_shadow):
     more.add_to(app)

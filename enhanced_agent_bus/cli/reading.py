@@ -69,6 +69,7 @@ def status_at_rest(home: Path) -> dict[str, Json]:
         last = _one(connection, _LAST_OF_KINDS, ("opened", "closed"))
         decision = _one(connection, _LAST_OF_KINDS, ("decision", "decision"))
         active = json.loads(_one(connection, sql.SETTING, ("constitution",)) or "{}")
+        candidate = json.loads(_one(connection, sql.SETTING, ("rollout",)) or "null")
         agents = sum(row.live for row in _agents(connection))
     return {
         "accounting": json.loads(accounting),
@@ -83,7 +84,16 @@ def status_at_rest(home: Path) -> dict[str, Json]:
         "home": str(home),
         "running": False,
         "shadow": None,
+        "candidate": _candidate(candidate),
     }
+
+
+def _candidate(kept: Json) -> dict[str, Json] | None:
+    """As a bus that runs says it; the counts are a process's own."""
+    if kept is None:
+        return None
+    counts = dict.fromkeys(("decisions", "newest", "refusals", "errors"), 0)
+    return {"digest": kept["digest"], "revision": kept["revision"], "percent": kept["percent"], **counts}
 
 
 def _names(home: Path) -> dict[str, Json]:

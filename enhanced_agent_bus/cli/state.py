@@ -45,7 +45,7 @@ def _show_status(session: Session, document: dict[str, Any]) -> None:
             ("running", "yes" if document["running"] else "no"),
             ("bus", f"{document['bus']}, node {document['node']}"),
             ("constitution", f"{document['constitution']} (revision {document['revision']})"),
-            *([("shadow", document["shadow"])] if document.get("shadow") else []),
+            *_tried(document),
             ("engine", " ".join(str(engine[key]) for key in ("name", "opa") if engine.get(key))),
             ("agents", document["agents"]),
             ("records", document["records"]),
@@ -62,6 +62,21 @@ def _show_status(session: Session, document: dict[str, Any]) -> None:
     if accepted != sum(accounting.values()):
         total = sum(accounting.values())
         echo(f"these do not add up: {accepted} accepted, {total} in some state; {session.command('audit verify')}")
+
+
+def _tried(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """What decides a share, and what only looks on."""
+    found = []
+    candidate = document.get("candidate")
+    if candidate:
+        share = f"in {candidate['percent']} percent of the conversations"
+        found.append(("candidate", f"{candidate['digest']} (revision {candidate['revision']}), {share}"))
+        if document["running"]:
+            newest = f"{candidate['refusals']} refusals and {candidate['errors']} errors in the newest"
+            found.append(("", f"{candidate['decisions']} decisions, {newest} {candidate['newest']}"))
+    if document.get("shadow"):
+        found.append(("shadow", document["shadow"]))
+    return found
 
 
 def _label(state: str) -> str:

@@ -91,7 +91,7 @@ class Carriage:
     def _holds(self, recorded: Recorded) -> bool:
         """Whether what was decided on is still so: the constitution, and who the recipient is."""
         admitted = recorded.admitted
-        if admitted.constitution != self._desk.admission.active.digest:
+        if admitted.constitution != self._desk.admission.digest_for(admitted.envelope.conversation):
             return False
         party = self._desk.registry.party(admitted.recipient.id)
         return party is None or party is admitted.recipient or party.document == admitted.recipient.document
@@ -109,7 +109,7 @@ class Carriage:
         if recorded.admitted.obligations:
             seconds = _seconds(recorded.admitted, seconds)
             message = what_may_be_seen(parcel, message, recorded.admitted)
-        threads = None if post.on_loop else Threads(self._desk.threads, partial(self._still, message.constitution))
+        threads = None if post.on_loop else Threads(self._desk.threads, partial(self._still, recorded.admitted))
         started = self._desk.clock.monotonic()
         handling = Handling(parcel)
         token = handling_now.set(handling)
@@ -133,9 +133,9 @@ class Carriage:
         else:
             await self._replies.answer(post, parcel, result, duration_us)
 
-    def _still(self, constitution: str) -> bool:
-        """Whether the constitution of a ticket is active yet: a handler may have waited for a thread."""
-        return self._desk.admission.active.digest == constitution
+    def _still(self, admitted: Admitted) -> bool:
+        """Whether the constitution of a ticket decides yet: a handler may have waited for a thread."""
+        return self._desk.admission.digest_for(admitted.envelope.conversation) == admitted.constitution
 
     async def stop(self, seconds: float) -> None:
         """Ends the workers; a handler that does not stop in this time is left to its own."""

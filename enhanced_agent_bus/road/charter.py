@@ -3,54 +3,68 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict
 from pathlib import Path
+from typing import Final
 
 import orjson
 
 from enhanced_agent_bus import faultpoints
+from enhanced_agent_bus.admission.chain import Active
 from enhanced_agent_bus.admission.constitution import Constitutions
-from enhanced_agent_bus.errors import AuditUnavailable, BusError, ConstitutionRejected
+from enhanced_agent_bus.admission.trial import WHOLE, Limits, Rollout
+from enhanced_agent_bus.errors import AuditUnavailable, BusError, ConfigInvalid, ConstitutionRejected
 from enhanced_agent_bus.outcome import Activation
 from enhanced_agent_bus.ports import Entry, Loaded, PolicyEngine
 from enhanced_agent_bus.road.desk import Desk
+from enhanced_agent_bus.settings import EMBEDDED
+
+ROLLOUT: Final = "rollout"  # the setting of the home that a roll-out is kept in
+NONE: Final = "null"
 
 
 class Charter:
-    """Activations of one bus, one at a time."""
+    """Activations of one bus, one at a time; and the candidate that decides a share, when there is one."""
 
     def __init__(self, desk: Desk, constitutions: Constitutions, engine: PolicyEngine) -> None:
         self._desk = desk
         self._constitutions = constitutions
         self._engine = engine
         self._activating = asyncio.Lock()
+        self._ending: set[asyncio.Task[None]] = set()  # roll-outs that are being taken back by themselves
 
-    async def take(self, path: Path, *, given: bool) -> Activation:
-        """Activates; `given` when it is the settings that name the path (at the next start only a change counts)."""
+    async def take(self, path: Path, *, given: bool, percent: int = WHOLE, limits: Limits | None = None) -> Activation:
+        """Activates; `given` when it is the settings that name the path (at the next start only a change counts).
+
+        Under 100 percent it decides in that share of the conversations, and is taken back when a limit is passed.
+        """
         async with self._activating:
-            return await self._activate(path, given=given)
+            return await self._activate(path, percent, limits or Limits(), given=given)
 
-    async def _activate(self, path: Path, *, given: bool) -> Activation:
-        before = self._desk.admission.current
+    async def _activate(self, path: Path, percent: int, limits: Limits, *, given: bool) -> Activation:
+        before, out = self._desk.admission.current, self._desk.admission.rollout
+        self._require_able(percent)
         try:
             loaded = await self._constitutions.prepare(path)
         except ConstitutionRejected as error:
             details = [{key: str(value)[:150] for key, value in item.items()} for item in error.details[:10]]
-            await self._desk.write(
-                Entry(
-                    "policy",
-                    {
-                        "event": "rejected",
-                        "digest": error.digest,
-                        "revision": None,
-                        "reason": error.reason,
-                        "details": details,
-                    },
-                )
-            )
+            fields = {
+                "event": "rejected",
+                "digest": error.digest,
+                "revision": None,
+                "reason": error.reason,
+                "details": details,
+            }
+            await self._desk.write(Entry("policy", fields))
             raise
-        event = "activated" if before is None or before.digest != loaded.digest else "unchanged"
-        await self._adopt(loaded, event, {"given": loaded.digest} if given else {})
-        return Activation(loaded.digest, loaded.revision)
+        known = before is not None and before.digest == loaded.digest
+        if out is not None and out.candidate.digest != loaded.digest and not (known and percent < WHOLE):
+            await self._take_back(out, "replaced")
+        if known or percent == WHOLE:
+            await self._adopt(loaded, "unchanged" if known else "activated", {"given": loaded.digest} if given else {})
+            return Activation(loaded.digest, loaded.revision)
+        await self._roll_out(loaded, percent, limits)
+        return Activation(loaded.digest, loaded.revision, percent)
 
     async def resume(self, digest: str, source: str) -> None:
         """At start: the constitution that was active decides again. Raises: ConstitutionRejected."""
@@ -62,25 +76,136 @@ class Charter:
         await self._desk.write(Entry("policy", fields))
 
     async def _adopt(self, loaded: Loaded, event: str, noted: dict[str, str]) -> None:
-        """Records that a constitution takes over, then lets it decide."""
+        """Records that a constitution takes over everywhere, then lets it decide.
+
+        Here alone one becomes the active one, so here its revision becomes the highest: a candidate's does not.
+        """
         before = self._desk.admission.current
         fields = {"event": event, "digest": loaded.digest, "revision": loaded.revision, "reason": None, "details": []}
         if event != "unchanged":
             fault("policy.before_swap")
         self._constitutions.raise_mark(loaded)
         facts = {"digest": loaded.digest, "revision": loaded.revision, "source": loaded.source, "signed": loaded.signed}
-        active = orjson.dumps(facts).decode()
+        settings = {"constitution": orjson.dumps(facts).decode(), **noted}
+        if event != "unchanged" and self._desk.ledger.setting(ROLLOUT) not in (None, NONE):
+            settings[ROLLOUT] = NONE
 
         def then(error: BusError | None) -> None:
             if error is None and event != "unchanged":
                 self._desk.admission.activate(loaded)  # what the log says is active decides, whoever still waits here
 
-        await self._desk.write(Entry("policy", fields, settings={"constitution": active, **noted}), then)
+        await self._desk.write(Entry("policy", fields, settings=settings), then)
         if event == "unchanged":
             return
         fault("policy.after_swap")
         if before is not None and before.digest != loaded.digest:
             await self._engine.drop(before.digest)
+
+    # --- a share of the conversations ------------------------------------------------------------------------------
+
+    def _require_able(self, percent: int) -> None:
+        """Raises: ConfigInvalid, where the engine serves one constitution only."""
+        if percent < WHOLE and self._engine.label.get("name") != EMBEDDED:
+            raise ConfigInvalid(
+                "an OPA server serves one bundle, so nothing can be rolled out by percentage with policy.engine set",
+                remedy="activate it for all, or set policy.engine to embedded",
+            )
+
+    async def _roll_out(self, loaded: Loaded, percent: int, limits: Limits) -> None:
+        """Records that a candidate decides a share, then lets it."""
+        shown = {"percent": percent, **asdict(limits)}
+        fields = {"event": "rolling_out", "digest": loaded.digest, "revision": loaded.revision, "reason": None}
+        kept = {"digest": loaded.digest, "revision": loaded.revision, "source": loaded.source, **shown}
+        fault("policy.before_swap")
+
+        def then(error: BusError | None) -> None:
+            if error is None:
+                self._begin(loaded, percent, limits)
+
+        entry = Entry("policy", {**fields, "details": [], **shown}, settings={ROLLOUT: orjson.dumps(kept).decode()})
+        await self._desk.write(entry, then)
+        fault("policy.after_swap")
+
+    def _begin(self, loaded: Loaded, percent: int, limits: Limits) -> None:
+        rollout = Rollout(
+            Active(loaded), percent=percent, salt=self._desk.ledger.bus, limits=limits, passed=self._passed
+        )
+        self._desk.admission.roll_out(rollout)
+
+    @property
+    def candidate(self) -> str | None:
+        """The digest of the one that is being rolled out."""
+        out = self._desk.admission.rollout
+        return None if out is None else out.candidate.digest
+
+    async def resume_rollout(self) -> None:
+        """At start: a candidate goes on with its share; one that cannot be used any more is taken back."""
+        kept = orjson.loads(self._desk.ledger.setting(ROLLOUT) or NONE)
+        if kept is None:
+            return
+        limits = Limits(kept["max_refusals"], kept["max_errors"], kept["over"])
+        try:
+            self._require_able(kept["percent"])
+            loaded = await self._constitutions.load(kept["digest"], kept["source"])
+        except (ConfigInvalid, ConstitutionRejected) as error:
+            reason = error.reason if isinstance(error, ConstitutionRejected) else "policy_server"
+            fields = {"event": "rolled_back", "digest": kept["digest"], "revision": kept["revision"], "reason": reason}
+            entry = Entry("policy", {**fields, "details": [], "percent": kept["percent"]}, settings={ROLLOUT: NONE})
+            await self._desk.write(entry)
+            return
+        self._begin(loaded, kept["percent"], limits)
+
+    async def roll_back(self) -> Activation:
+        """On command: the active one decides everything again. Raises: KeyError, when nothing is being rolled out."""
+        async with self._activating:
+            out = self._desk.admission.rollout
+            if out is None:
+                raise KeyError("nothing is being rolled out")
+            await self._take_back(out, "command")
+            active = self._desk.admission.active
+            return Activation(active.digest, active.revision)
+
+    def _passed(self, out: Rollout, what: str) -> None:
+        """A limit was passed, and it is taken back: once, however many decisions find that."""
+        if not self._ending and not self._desk.closed:
+            task = asyncio.create_task(self._end(out, what), name="roll-out taken back")
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+
+    async def _end(self, out: Rollout, what: str) -> None:
+        async with self._activating:
+            if self._desk.admission.rollout is out:  # and nobody was quicker
+                try:
+                    await self._take_back(out, what)
+                except BusError:
+                    return  # it decides on; the next decision under it finds the limit passed again
+
+    async def _take_back(self, out: Rollout, reason: str) -> None:
+        """Records why a candidate decides no more, then lets the active one decide in its place."""
+        candidate = out.candidate
+        fields = {
+            "event": "rolled_back",
+            "digest": candidate.digest,
+            "revision": candidate.revision,
+            "reason": reason,
+            "details": [],
+            "percent": out.percent,
+            "decisions": out.decisions,
+            "newest": out.newest,
+            "refusals": out.refusals,
+            "errors": out.errors,
+        }
+
+        def then(error: BusError | None) -> None:
+            if error is None and self._desk.admission.rollout is out:
+                self._desk.admission.roll_out(None)
+
+        await self._desk.write(Entry("policy", fields, settings={ROLLOUT: NONE}), then)
+        await self._engine.drop(candidate.digest)
+
+    async def close(self) -> None:
+        """Waits for what is being taken back."""
+        await asyncio.gather(*self._ending, return_exceptions=True)
 
 
 def fault(name: str) -> None:

@@ -170,7 +170,7 @@ class Deliberating:
             "tenant": approver.tenant,
             "roles": list(approver.roles),
             "decision_id": parcel.decision_id,
-            "constitution": self._desk.admission.active.digest,
+            "constitution": self._desk.admission.digest_for(parcel.envelope.conversation),
             "texts": commitment(salt, texts),
         }
         return Entry("approval", fields, message_id=parcel.envelope.id, texts=(salt, texts))
