@@ -22,9 +22,10 @@ from enhanced_agent_bus.audit import reader
 from enhanced_agent_bus.audit import verify as alone
 from enhanced_agent_bus.audit.verify import Key, Note, Report, Scan, Source
 
-READERS_MAX: Final = 4  # one process judges, and that takes a quarter of the work
-RECORDS_MIN: Final = 20_000  # fewer are read before a reader has started
-BYTES_MIN: Final = 20_000_000
+READERS_MAX: Final = 4  # one process judges, and that is a quarter of the work
+#: With fewer, starting readers costs more than a busy machine gets back.
+RECORDS_MIN: Final = 50_000
+BYTES_MIN: Final = 50_000_000
 
 
 def verify(path: Path, key: Key, outside: Note | None = None) -> Report:
