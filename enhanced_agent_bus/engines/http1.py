@@ -21,8 +21,7 @@ import h11
 import httpx
 
 CONNECTIONS_MAX: Final = 256  # open at once, those that rest included; beyond, the one that rests longest is closed
-REST_SECONDS: Final = 0.1  # how long a connection is silent before it is used again
-REST_SECONDS_MIN: Final = 0.01  # the same where there are as many connections as there may be
+REST_SECONDS: Final = 0.25  # how long a connection is silent before it is used again, however many are wanted
 IDLE_SECONDS_MAX: Final = 30.0  # a connection that was not used for longer is not used again
 HEAD_BYTES_MAX: Final = 16 << 10
 UNREAD_BYTES_MAX: Final = 256 << 10  # beyond, the other side has to wait until the body is read
@@ -269,7 +268,7 @@ class OneAnswerTransport(httpx.AsyncBaseTransport):
                 connection.abort("it was not used for long")
                 continue
             full = len(self._open) + self._opening >= CONNECTIONS_MAX
-            if rested >= (REST_SECONDS_MIN if full else REST_SECONDS):
+            if rested >= REST_SECONDS:
                 silent.popleft()
                 if connection.is_silent():
                     return connection

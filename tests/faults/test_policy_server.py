@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from enhanced_agent_bus import Agent, AgentBus, ConfigInvalid
+from enhanced_agent_bus.engines.http1 import REST_SECONDS
 from tests.developer import Inbox, log, small_bus, until
 from tests.hostile import NO, YES, Asked, Behave, Hostile, decided, hostile, http, provenance, sends, then_closes
 
@@ -395,13 +396,13 @@ async def test_bytes_behind_an_answer_close_the_connection(tmp_path: Path) -> No
     async with hostile(_stray(None)) as stub, house(tmp_path, stub.url) as there:
         for _ in range(5):
             await there.refused("policy_denied")
-            await asyncio.sleep(0.12)  # longer than a connection rests
+            await asyncio.sleep(REST_SECONDS * 1.2)
         assert {asked.on_connection for asked in stub.decisions} == {0}
         stub.behave = sends(NO)
         asked_before = len(stub.decisions)
         for _ in range(5):
             await there.refused("policy_denied")
-            await asyncio.sleep(0.12)
+            await asyncio.sleep(REST_SECONDS * 1.2)
         assert max(asked.on_connection for asked in stub.decisions[asked_before:]) > 0
 
 
@@ -538,7 +539,7 @@ async def test_a_connection_that_was_closed_meanwhile_costs_no_answer(tmp_path: 
     async with hostile(behave) as stub, house(tmp_path, stub.url) as there:
         for _ in range(5):
             await there.accepted()
-            await asyncio.sleep(0.12)
+            await asyncio.sleep(REST_SECONDS * 1.2)
         assert any(asked.on_connection for asked in stub.decisions)
 
 
