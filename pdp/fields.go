@@ -30,6 +30,7 @@ const (
 
 // absenceOf says whether a place of the input may have no value.
 func absenceOf(at place) absence {
+	at = at.whole()
 	if at == "" {
 		return never
 	}
@@ -54,14 +55,18 @@ func absenceOf(at place) absence {
 
 // openAbsence is of what lies in an object whose keys nobody vouches for; the bus's own counters are always there.
 func openAbsence(steps []string, from int) absence {
-	if steps[0] != "facts" {
+	switch steps[0] {
+	case "message":
 		return unsent
+	case "facts":
+		counted := steps[1] == "sender" || steps[1] == "conversation"
+		if counted && len(steps) == from+1 && (steps[from] == "sent" || steps[from] == "refused") {
+			return never
+		}
+		return forgotten
+	default:
+		return never // an element of a list of names
 	}
-	counted := steps[1] == "sender" || steps[1] == "conversation"
-	if counted && len(steps) == from+1 && (steps[from] == "sent" || steps[from] == "refused") {
-		return never
-	}
-	return forgotten
 }
 
 func namesIn(value any) []string {

@@ -1,79 +1,29 @@
 package main
 
 import (
-	"slices"
-
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/types"
 )
 
-// place is a field of the input, as far as it is written out: input.message.payload.amount is message, payload, amount.
-type place string
-
-const placeSeparator = "\x00"
-
-func placeOf(ref ast.Ref) place {
-	at := ""
-	for i, step := range ref[1:] {
-		name, literal := step.Value.(ast.String)
-		if !literal {
-			break
-		}
-		if i > 0 {
-			at += placeSeparator
-		}
-		at += string(name)
-	}
-	return place(at)
-}
-
-func (p place) steps() []string {
-	var steps []string
-	start := 0
-	for i := 0; i <= len(p); i++ {
-		if i == len(p) || string(p[i]) == placeSeparator {
-			steps = append(steps, string(p[start:i]))
-			start = i + 1
-		}
-	}
-	return steps
-}
-
-// String is the place as Rego writes it.
-func (p place) String() string { return p.ref().String() }
-
-func (p place) ref() ast.Ref {
-	ref := ast.InputRootRef.Copy()
-	if p == "" {
-		return ref
-	}
-	for _, step := range p.steps() {
-		ref = ref.Append(ast.StringTerm(step))
-	}
-	return ref
-}
-
-// within says whether this place is the other one, or lies in it.
-func (p place) within(other place) bool {
-	return p == other || other == "" || len(p) > len(other) && p[:len(other)] == other && string(p[len(other)]) == placeSeparator
-}
-
-// established is what must be so for a body to be true: places that have a value, and places whose type was looked at.
+// established is what must be so for a body to be true: places that have a value, places whose type was looked at, and
+// places that are compared with a number from below or from above.
 type established struct {
-	defined map[place]bool
-	typed   map[place]bool
+	defined, typed, above, below map[place]bool
 }
 
 func nothing() established {
-	return established{defined: map[place]bool{}, typed: map[place]bool{}}
+	return established{map[place]bool{}, map[place]bool{}, map[place]bool{}, map[place]bool{}}
+}
+
+func (e established) sets() []map[place]bool {
+	return []map[place]bool{e.defined, e.typed, e.above, e.below}
 }
 
 func (e established) add(other established) {
-	for at := range other.defined {
-		e.defined[at] = true
-	}
-	for at := range other.typed {
-		e.typed[at] = true
+	for i, set := range other.sets() {
+		for at := range set {
+			e.sets()[i][at] = true
+		}
 	}
 }
 
@@ -90,9 +40,11 @@ func (e established) both(other established) established {
 			common.defined[at] = true
 		}
 	}
-	for at := range e.typed {
-		if other.typed[at] {
-			common.typed[at] = true
+	for i, set := range e.sets()[1:] {
+		for at := range set {
+			if other.sets()[i+1][at] {
+				common.sets()[i+1][at] = true
+			}
 		}
 	}
 	return common
@@ -106,71 +58,6 @@ func (e established) defines(at place) bool {
 		}
 	}
 	return false
-}
-
-// aliases are the places that local variables stand for.
-type aliases map[ast.Var]ast.Ref
-
-// resolve writes a ref out from `input` on, where it begins with a variable that stands for a place.
-func (a aliases) resolve(ref ast.Ref) (ast.Ref, bool) {
-	if ref.HasPrefix(ast.InputRootRef) {
-		return ref, true
-	}
-	head, ok := ref[0].Value.(ast.Var)
-	if !ok {
-		return nil, false
-	}
-	base, ok := a[head]
-	if !ok {
-		return nil, false
-	}
-	return append(slices.Clone(base), ref[1:]...), true
-}
-
-// place is the place that a term stands for; exact when all of it is written out.
-func (a aliases) place(term *ast.Term) (at place, exact, ok bool) {
-	var ref ast.Ref
-	switch value := term.Value.(type) {
-	case ast.Ref:
-		ref, ok = a.resolve(value)
-	case ast.Var:
-		if value.Equal(ast.InputRootDocument.Value) {
-			return "", true, true
-		}
-		ref, ok = a[value]
-	}
-	if !ok {
-		return "", false, false
-	}
-	at = placeOf(ref)
-	exact = len(ref) == 1 || len(at.steps()) == len(ref)-1 && at != ""
-	return at, exact, true
-}
-
-// in finds the variables that a body gives to places, beside those that are known already.
-func (a aliases) in(body ast.Body) aliases {
-	all := aliases{}
-	for name, ref := range a {
-		all[name] = ref
-	}
-	for range 2 { // a variable may stand for a part of another one's place
-		for _, expr := range body {
-			if expr.Negated || !expr.IsEquality() {
-				continue
-			}
-			for i := range 2 {
-				name, isVar := expr.Operand(i).Value.(ast.Var)
-				ref, isRef := expr.Operand(1 - i).Value.(ast.Ref)
-				if !isVar || !isRef {
-					continue
-				}
-				if resolved, ok := all.resolve(ref); ok {
-					all[name] = resolved
-				}
-			}
-		}
-	}
-	return all
 }
 
 // holder finds what bodies and rules establish when they are true.
@@ -293,25 +180,30 @@ func (h *holder) types(operator string, operands []*ast.Term, known aliases, fou
 			found.typed[at] = true
 		}
 	}
-	isNumber := func(i int) bool {
-		if i >= len(operands) {
-			return false
+	bound := func(i, by int, set map[place]bool) {
+		if _, isNumber := operands[by].Value.(ast.Number); !isNumber {
+			return
 		}
-		_, ok := operands[i].Value.(ast.Number)
-		return ok
+		if at, exact, ok := known.place(operands[i]); ok && exact {
+			set[at] = true
+		}
 	}
 	switch operator {
 	case ast.IsNumber.Name, ast.IsString.Name, ast.IsArray.Name, ast.IsObject.Name, ast.IsBoolean.Name:
 		note(0) // the type was thought of, whichever it is
 	case ast.GreaterThan.Name, ast.GreaterThanEq.Name:
-		if isNumber(1) { // null and booleans come before every number
-			note(0)
-		}
+		bound(0, 1, found.above)
+		bound(1, 0, found.below)
 	case ast.LessThan.Name, ast.LessThanEq.Name:
-		if isNumber(0) {
-			note(1)
+		bound(0, 1, found.below)
+		bound(1, 0, found.above)
+	case ast.Equality.Name, ast.Equal.Name:
+		for i := range 2 {
+			if ast.IsConstant(operands[1-i].Value) { // and not a variable that only stands for the place
+				note(i)
+			}
 		}
-	case ast.Equality.Name, ast.Equal.Name, ast.Member.Name:
+	case ast.Member.Name:
 		note(0)
 		note(1)
 	default:
@@ -327,9 +219,9 @@ func (h *holder) types(operator string, operands []*ast.Term, known aliases, fou
 	}
 }
 
-// openRefs are the refs of an expression outside of comprehensions and bodies within it: what they need, it needs.
-func openRefs(expr *ast.Expr) []ast.Ref {
-	var found []ast.Ref
+// openTerms are the refs of an expression outside of comprehensions and bodies within it: what they need, it needs.
+func openTerms(expr *ast.Expr) []*ast.Term {
+	var found []*ast.Term
 	var visitor *ast.GenericVisitor
 	visitor = ast.NewGenericVisitor(func(node any) bool {
 		switch node := node.(type) {
@@ -340,14 +232,14 @@ func openRefs(expr *ast.Expr) []ast.Ref {
 			return true
 		case *ast.Term:
 			if ref, ok := node.Value.(ast.Ref); ok {
-				found = append(found, ref)
+				found = append(found, node)
 				for _, step := range ref[1:] {
 					visitor.Walk(step)
 				}
 				return true
 			}
 			if node.Value.Compare(ast.InputRootDocument.Value) == 0 {
-				found = append(found, ast.InputRootRef)
+				found = append(found, &ast.Term{Value: ast.InputRootRef, Location: node.Location})
 			}
 		}
 		return false
@@ -360,6 +252,14 @@ func openRefs(expr *ast.Expr) []ast.Ref {
 		visitor.Walk(expr.Terms)
 	}
 	return found
+}
+
+func openRefs(expr *ast.Expr) []ast.Ref {
+	var refs []ast.Ref
+	for _, term := range openTerms(expr) {
+		refs = append(refs, term.Value.(ast.Ref))
+	}
+	return refs
 }
 
 // isCondition says whether an expression is nothing but this ref, so that false is as good as undefined.

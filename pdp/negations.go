@@ -8,41 +8,53 @@ import (
 	"github.com/open-policy-agent/opa/v1/ast"
 )
 
+// spot is a place and how the source writes it there.
+type spot struct {
+	at      place
+	written string
+}
+
 // absent is the first place of these refs that may have no value and is not known to have one.
-func absent(refs []ast.Ref, known aliases, around established, why ...absence) (place, bool) {
-	for _, ref := range refs {
-		resolved, ok := known.resolve(ref)
+func absent(terms []*ast.Term, known aliases, around established, why ...absence) (spot, bool) {
+	for _, term := range terms {
+		resolved, ok := known.resolve(term.Value.(ast.Ref))
 		if !ok {
 			continue
 		}
-		if at := placeOf(resolved); slices.Contains(why, absenceOf(at)) && !around.defines(at) {
-			return at, true
+		at := placeOf(resolved)
+		if !slices.Contains(why, absenceOf(at)) || around.defines(at.whole()) {
+			continue
 		}
+		written := textOf(term.Location)
+		if written == "" || strings.ContainsAny(written, " (") {
+			written = at.String()
+		}
+		return spot{at, written}, true
 	}
-	return "", false
+	return spot{}, false
 }
 
 // negated looks at `not …`. A ref that stands alone or at == is looked up inside the `not`, so that a missing field makes
 // it true; what is handed to a function is looked up before, so that a missing field makes it undefined.
 func (l *linter) negated(expr *ast.Expr, group []*ast.Expr, known aliases, around established) {
 	text := textOf(expr.BaseCogeneratedExpr().Location)
-	if at, ok := absent(openRefs(expr), known, around, unsent, unlike); ok {
+	if found, ok := absent(openTerms(expr), known, around, unsent, unlike); ok {
 		l.warn(warnNegationTrue, expr,
-			fmt.Sprintf("`%s` is true when there is no %s", text, at),
+			fmt.Sprintf("`%s` is true when there is no %s", text, found.written),
 			fmt.Sprintf("say what must hold instead, or write `%s` on a line before: a missing field then ends in no",
-				guard(at, group, known)))
+				found.guard(group, known)))
 		return
 	}
 	for _, other := range group {
 		if other == expr {
 			continue
 		}
-		if at, ok := absent(openRefs(other), known, around, unsent, unlike, forgotten); ok {
+		if found, ok := absent(openTerms(other), known, around, unsent, unlike, forgotten); ok {
 			l.warn(warnNegationUndefined, expr,
 				fmt.Sprintf("`%s` has no value when there is no %s: the field is looked up before `not`, so the line is not true",
-					text, at),
+					text, found.written),
 				fmt.Sprintf("where a message without it may pass, write `%s`; where it may not, write `%s` on a line before",
-					withDefault(text, at, group, known), guard(at, group, known)))
+					found.withDefault(text, group, known), found.guard(group, known)))
 			return
 		}
 	}
@@ -54,35 +66,48 @@ func (l *linter) negated(expr *ast.Expr, group []*ast.Expr, known aliases, aroun
 }
 
 // guard is the line that makes sure of a field: of its type, where that shows.
-func guard(at place, group []*ast.Expr, known aliases) string {
-	switch likely(at, group, known).(type) {
+func (s spot) guard(group []*ast.Expr, known aliases) string {
+	switch likely(s.at, group, known).(type) {
 	case ast.String:
-		return fmt.Sprintf("is_string(%s)", at)
+		return fmt.Sprintf("is_string(%s)", s.written)
 	case ast.Number:
-		return fmt.Sprintf("is_number(%s)", at)
+		return fmt.Sprintf("is_number(%s)", s.written)
 	case *ast.Array:
-		return fmt.Sprintf("is_array(%s)", at)
+		return fmt.Sprintf("is_array(%s)", s.written)
 	default:
-		return at.String()
+		return s.written
 	}
 }
 
 // withDefault is an expression of the source with something in the place of a field that may be missing.
-func withDefault(text string, at place, group []*ast.Expr, known aliases) string {
+func (s spot) withDefault(text string, group []*ast.Expr, known aliases) string {
 	none := `""`
-	switch likely(at, group, known).(type) {
+	switch likely(s.at, group, known).(type) {
 	case ast.Number:
 		none = "0"
 	case *ast.Array:
 		none = "[]"
 	}
-	steps := at.ref()
-	last := len(steps) - 1
-	read := fmt.Sprintf("object.get(%s, %s, %s)", steps[:last], steps[last], none)
-	if strings.Contains(text, at.String()) {
-		return strings.ReplaceAll(text, at.String(), read)
+	object, key, found := cutLast(s.written)
+	if !found {
+		steps := s.at.ref()
+		last := len(steps) - 1
+		object, key = steps[:last].String(), steps[last].String()
+	}
+	read := fmt.Sprintf("object.get(%s, %s, %s)", object, key, none)
+	if strings.Contains(text, s.written) {
+		return strings.ReplaceAll(text, s.written, read)
 	}
 	return read
+}
+
+// cutLast takes `p.kind` apart into `p` and `"kind"`.
+func cutLast(written string) (object, key string, found bool) {
+	i := strings.LastIndex(written, ".")
+	if i < 0 || strings.ContainsAny(written[i:], "[]\"`") {
+		return "", "", false
+	}
+	return written[:i], fmt.Sprintf("%q", written[i+1:]), true
 }
 
 // likely is a value of the type that a field most likely has, by what it is compared with; nil when that does not show.
@@ -206,7 +231,7 @@ func (l *linter) unequal(rule *ast.Rule, expr *ast.Expr, group []*ast.Expr, know
 		return
 	}
 	for _, other := range group {
-		at, ok := absent(openRefs(other), known, around, unsent, unlike, forgotten)
+		found, ok := absent(openTerms(other), known, around, unsent, unlike, forgotten)
 		if !ok {
 			continue
 		}
@@ -216,9 +241,9 @@ func (l *linter) unequal(rule *ast.Rule, expr *ast.Expr, group []*ast.Expr, know
 		}
 		text := textOf(expr.BaseCogeneratedExpr().Location)
 		l.warn(warnUndefinedUnequal, expr,
-			fmt.Sprintf("`%s` has no value when there is no %s: %s", text, at, what),
+			fmt.Sprintf("`%s` has no value when there is no %s: %s", text, found.written, what),
 			fmt.Sprintf("where a missing one is as good as another value, write `%s`; where it is not, write `%s` on a line before",
-				withDefault(text, at, group, known), guard(at, group, known)))
+				found.withDefault(text, group, known), found.guard(group, known)))
 		return
 	}
 }

@@ -103,7 +103,7 @@ func (n *neverFinder) expr(expr *ast.Expr, known aliases, constants map[ast.Var]
 			continue
 		}
 		at, exact, ok := known.place(side.term)
-		if !ok || !exact || isVarDefinition(expr, side.term) {
+		if !ok || !exact || at.open() || isVarDefinition(expr, side.term) {
 			continue
 		}
 		if found := n.field(expr, at, operator, side.value, side.mirrored, fields); found != nil {
@@ -272,7 +272,7 @@ func (n *neverFinder) typeCheck(expr *ast.Expr, operator string, term *ast.Term,
 		return nil
 	}
 	at, exact, ok := known.place(term)
-	if !ok || !exact {
+	if !ok || !exact || at.open() {
 		return nil
 	}
 	kind, ok := fieldSchema(at)["type"].(string)

@@ -27,11 +27,18 @@ type linter struct {
 	c      *constitution
 	holder *holder
 	r      *report
+	calls  map[string]bool // functions that were looked at, with what they were given
+	depth  int             // of calls
 }
+
+const callsDepthMax = 5
 
 // warnings finds everything that can be said without running anything.
 func (c *constitution) warnings() []problem {
-	l := &linter{c: c, r: &report{src: c.src}, holder: &holder{compiler: c.compiler, busy: map[*ast.Rule]bool{}}}
+	l := &linter{
+		c: c, r: &report{src: c.src}, calls: map[string]bool{},
+		holder: &holder{compiler: c.compiler, busy: map[*ast.Rule]bool{}},
+	}
 	for _, name := range sortedKeys(c.modules) {
 		for _, rule := range c.compiler.Modules[name].Rules {
 			for one := rule; one != nil; one = one.Else {
@@ -60,6 +67,7 @@ func (l *linter) closures(rule *ast.Rule, body ast.Body, outer aliases, holds es
 	all.add(l.holder.body(body, outer, nil))
 	ast.WalkClosures(body, func(node any) bool {
 		var inner ast.Body
+		known := known
 		switch node := node.(type) {
 		case *ast.ArrayComprehension:
 			inner = node.Body
@@ -69,6 +77,7 @@ func (l *linter) closures(rule *ast.Rule, body ast.Body, outer aliases, holds es
 			inner = node.Body
 		case *ast.Every:
 			inner = node.Body
+			known = known.withElement(node)
 		default:
 			return false
 		}
@@ -98,6 +107,36 @@ func (l *linter) body(rule *ast.Rule, body ast.Body, outer aliases, holds establ
 		for _, one := range group {
 			l.ordered(one, expr.Negated, known, around)
 			l.objectGet(one, known)
+			l.called(one, body, known, outer, holds)
+		}
+	}
+}
+
+// called looks into a function with what it is given here, and with what holds around the call.
+func (l *linter) called(expr *ast.Expr, body ast.Body, known, outer aliases, holds established) {
+	if !expr.IsCall() || l.depth >= callsDepthMax {
+		return
+	}
+	rules := l.c.compiler.GetRulesExact(expr.Operator())
+	if len(rules) == 0 {
+		return
+	}
+	given := argumentsOf(rules, expr.Operands(), known)
+	around := nothing()
+	around.add(holds)
+	around.add(l.holder.body(body, outer, nil))
+	l.depth++
+	defer func() { l.depth-- }()
+	for _, rule := range rules {
+		arguments := given(rule)
+		key := fmt.Sprintf("%p %v %v", rule, arguments, around)
+		if len(arguments) == 0 || l.calls[key] {
+			continue
+		}
+		l.calls[key] = true
+		for one := rule; one != nil; one = one.Else {
+			l.body(one, one.Body, arguments, around)
+			l.closures(one, one.Body, arguments, around)
 		}
 	}
 }
@@ -114,7 +153,8 @@ func groupOf(body ast.Body, expr *ast.Expr) []*ast.Expr {
 	return group
 }
 
-// ordered looks at `payload.x <= 5`: null and booleans come before every number, so they pass.
+// ordered looks at `payload.x <= 5` and `payload.x >= 5`: values of different types are ordered too, so that some pass
+// that are no numbers.
 func (l *linter) ordered(expr *ast.Expr, negated bool, known aliases, around established) {
 	if !expr.IsCall() || len(expr.Operands()) < 2 {
 		return
@@ -130,18 +170,32 @@ func (l *linter) ordered(expr *ast.Expr, negated bool, known aliases, around est
 	if negated {
 		small = 1 - small
 	}
-	at, exact, ok := known.place(expr.Operand(small))
-	why := absenceOf(at)
-	if !ok || !exact || why != unsent && why != forgotten || around.typed[at] {
+	for i, operand := range expr.Operands()[:2] {
+		at, exact, ok := known.place(operand)
+		if _, text := expr.Operand(1 - i).Value.(ast.String); text || !ok || !exact || !inPayload(at) || around.typed[at] {
+			continue
+		}
+		what, bounded := "null, true and false, which come before every number", around.above[at]
+		if i != small {
+			what, bounded = "texts, lists and objects, which come after every number", around.below[at]
+		}
+		if bounded {
+			continue
+		}
+		written := textOf(operand.Location)
+		if written == "" || strings.ContainsAny(written, " (") {
+			written = at.String()
+		}
+		l.warn(warnUntypedOrder, expr,
+			fmt.Sprintf("`%s` is true for %s", textOf(expr.BaseCogeneratedExpr().Location), what),
+			fmt.Sprintf("write `is_number(%s)` on a line before", written))
 		return
 	}
-	if _, text := expr.Operand(1 - small).Value.(ast.String); text {
-		return
-	}
-	l.warn(warnUntypedOrder, expr,
-		fmt.Sprintf("`%s` is true for null, true and false too: they come before every number",
-			textOf(expr.BaseCogeneratedExpr().Location)),
-		fmt.Sprintf("write `is_number(%s)` on a line before", at))
+}
+
+// inPayload says of a place that anything may stand there.
+func inPayload(at place) bool {
+	return at.within(placeOf(ast.MustParseRef("input.message.payload"))) && strings.Count(string(at), placeSeparator) > 1
 }
 
 // objectGet looks at `object.get(input.message, "paylod", …)`, which the type checker does not see through.

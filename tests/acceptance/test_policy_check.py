@@ -190,6 +190,41 @@ WARNED: Final[dict[str, tuple[str, str, str]]] = {
         "untyped_order",
         "is_number(input.message.payload.amount)",
     ),
+    "null in a variable": (
+        "admit if {\n\tamount := input.message.payload.amount\n\tamount <= 100\n}",
+        "untyped_order",
+        "is_number(amount)",
+    ),
+    "a text is more": (
+        "admit if input.message.payload.age >= 18",
+        "untyped_order",
+        "is_number(input.message.payload.age)",
+    ),
+    "in a function": (
+        'admit if open(input.message.payload)\n\nopen(p) if not p.kind == "secret"',
+        "negation_true",
+        "is_string(p.kind)",
+    ),
+    "in a function of a function": (
+        "admit if open(input.message)\n\nopen(m) if small(m.payload)\n\nsmall(p) if p.amount < 5",
+        "untyped_order",
+        "is_number(p.amount)",
+    ),
+    "of each element": (
+        "admit if every item in input.message.payload.items { not item.secret }",
+        "negation_true",
+        "write `item.secret` on a line before",
+    ),
+    "of some element": (
+        'admit if {\n\tsome item in input.message.payload.items\n\titem.kind != "secret"\n}',
+        "undefined_unequal",
+        'object.get(item, "kind", "") != "secret"',
+    ),
+    "in a comprehension": (
+        "admit if count([1 | some item in input.message.payload.items; not item.paid]) < 3",
+        "negation_true",
+        "item.paid",
+    ),
     "object.get": ('admit if object.get(input.message, "prioritty", 0) == 0', "unknown_field", '"priority"?'),
     "object.get of a path": ('admit if object.get(input, ["sender", "rolez"], []) == []', "unknown_field", '"roles"?'),
     "everything": ("admit if true", "always_admits", "admit if {"),
@@ -222,6 +257,18 @@ RIGHT: Final = {
         'admit if {\n\tknown(input.message.payload)\n\tnot input.message.payload.kind in {"secret"}\n}\n\n'
         "known(p) if is_string(p.kind)"
     ),
+    "a guard before the call": (
+        "admit if {\n\tis_string(input.message.payload.kind)\n\topen(input.message.payload)\n}\n\n"
+        'open(p) if not p.kind == "secret"'
+    ),
+    "a guard of each element": (
+        'admit if every item in input.message.payload.items {\n\tis_string(item.kind)\n\tnot item.kind == "secret"\n}'
+    ),
+    "an element that is compared": (
+        'admit if {\n\tsome item in input.message.payload.items\n\titem != "secret"\n\tnot item in {"other"}\n}'
+    ),
+    "a header, which is a text": 'admit if input.message.headers.level >= "b"',
+    "what the bus vouches for": 'admit if {\n\tsome role in input.sender.roles\n\tnot role == "guest"\n}',
     "a default": 'admit if object.get(input.message.payload, "kind", "") != "secret"',
     "a variable": 'admit if {\n\tkind := input.message.payload.kind\n\tkind != "secret"\n\tnot kind == "other"\n}',
     "what is always there": 'admit if {\n\tnot input.sender.id == "x"\n\tinput.message.type != "event"\n}',
