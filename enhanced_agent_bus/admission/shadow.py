@@ -98,7 +98,9 @@ class Shadow:
             self._bytes -= sum(len(seen.sight.case.addressed.envelope.body) for seen in batch)
             asked = [(seen, key) for seen in batch if (key := self._unknown(seen)) is not None]
             busy = time.perf_counter() - started
-            answers = await asyncio.gather(*(self._ask(seen) for seen, _ in asked))
+            # Time that a question waits for the others is not held against the candidate.
+            seconds = self._policy_seconds * (1 + len(asked))
+            answers = await asyncio.gather(*(self._ask(seen, seconds) for seen, _ in asked))
             started = time.perf_counter()
             for (seen, key), answer in zip(asked, answers, strict=True):
                 self._learn(seen, key, answer)
@@ -125,9 +127,7 @@ class Shadow:
         self._compare(seen, known)
         return None
 
-    async def _ask(self, seen: _Seen) -> Answer:
-        # The engine has a whole batch to answer: time that a question waits is not held against the candidate.
-        seconds = self._policy_seconds * BATCH
+    async def _ask(self, seen: _Seen, seconds: float) -> Answer:
         tenant = seen.sight.case.addressed.envelope.tenant
         return await self._engine.decide(self.candidate.digest, tenant, seen.sight.question(), seconds)
 

@@ -171,7 +171,7 @@ async def backtest(
         old = Law(await engine.load(base))
         laws.add(old)
     asking = Asking(engine)
-    tally = Tally(new, old)
+    tally = Tally(new, str(engine.label.get("opa", "")))
     shared = iter(decisions)
 
     async def one_after_another() -> None:

@@ -20,7 +20,7 @@ Path: TypeAlias = tuple[str, ...]
 #: Why a recorded decision cannot be asked again, and what that means.
 WHY: Final = {
     "before_policy": "refused before the policy was asked",
-    "undecided": "the policy gave no answer in time, or could not be asked",
+    "undecided": "no answer was had then: not in time, or not from the server",
     "payload_gone": "the payload was erased or is not kept",
     "payload_altered": "the payload is not the one that was decided",
     "texts_gone": "headers, remembered strings or reasons were erased",
@@ -51,6 +51,7 @@ class Decision:
     code: str | None
     reasons: tuple[tuple[str, str], ...]  # rule, code
     words: tuple[tuple[str, str], ...] | None  # message and remedy of each reason, as far as they are kept
+    opa: str  # the version that decided
     document: dict[str, Json]  # the input without the payload
     body: bytes
     _payload: Json = None

@@ -54,11 +54,11 @@ class Counts:
 
 
 class Tally:
-    """What became of recorded decisions. `old` is set where two constitutions are compared and not the record."""
+    """What became of recorded decisions."""
 
-    def __init__(self, new: Law, old: Law | None = None) -> None:
+    def __init__(self, new: Law, opa: str) -> None:
         self.new = new
-        self.old = old
+        self.opa = opa  # the version that is asked
         self.decisions = 0
         self.again = 0  # came out as they are recorded
         self.same = 0  # and have the same verdict under the candidate
@@ -94,6 +94,7 @@ class Tally:
                     "decision_id": decision.decision_id,
                     "seq": decision.seq,
                     "constitution": decision.constitution,
+                    "opa": decision.opa,
                     "recorded": _verdict(decision.verdict, decision.code, decision.reasons),
                     "replayed": _verdict(found.verdict, found.code, said),
                     "only_words": same,
@@ -154,6 +155,7 @@ class Tally:
             "other_reasons": self._other_reasons.document(),
             "errors": self._errors.documents(),
             "evaluated": self.evaluated,
+            "opa": self.opa,
         }
 
 

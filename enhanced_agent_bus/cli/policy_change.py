@@ -243,6 +243,9 @@ def show_replayed(session: Session, tally: Tally) -> None:
                 for one in tally.differences[:ROWS_SHOWN_MAX]
             ],
         )
+        others = sorted({one["opa"] for one in tally.differences} - {tally.opa})
+        if others:
+            echo(safe(f"they were decided by OPA {', '.join(others)}, and this is OPA {tally.opa}"))
         echo()
         echo("so nothing can be concluded about the candidate: a constitution gives one answer to one input.")
         echo(f"look at one with `{session.command('policy explain DECISION')}`, and at the log with")

@@ -79,8 +79,8 @@ def _decision(connection: sqlite3.Connection, row: Sequence[Any]) -> Decision | 
     message_id, document = record["message_id"], record["input"]
     if document is None:
         return Unasked(seq, message_id, "before_policy")
-    if record["code"] in UNDECIDED:
-        return Unasked(seq, message_id, "undecided")
+    if record["code"] in UNDECIDED or (record["code"] == "policy_malformed" and record["engine"]["name"] == "server"):
+        return Unasked(seq, message_id, "undecided")  # a server may answer in a form that is none, and then rightly
     if not body:  # a later decision on a message whose payload stands by the first one
         salt, body, headers = connection.execute(_OPENING, (message_id,)).fetchone() or (None, None, None)
         if not body:
@@ -105,6 +105,7 @@ def _decision(connection: sqlite3.Connection, row: Sequence[Any]) -> Decision | 
         record["code"],
         tuple((reason["rule"], reason["code"]) for reason in record["reasons"]),
         None if words is None else tuple((message, remedy) for message, remedy in words),
+        str(record["engine"].get("opa", "")),
         document,
         body,
     )

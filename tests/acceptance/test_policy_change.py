@@ -234,6 +234,26 @@ def test_what_is_gone_is_counted_by_reason(folder: Path, capsys: Captured) -> No
     assert not found["conclusive"]
 
 
+@pytest.mark.parametrize(
+    ("code", "engine"),
+    [
+        ("policy_timeout", "embedded"),
+        ("policy_unavailable", "embedded"),
+        ("policy_revision_mismatch", "server"),
+        ("policy_malformed", "server"),
+    ],
+)
+def test_what_nobody_answered_then_is_not_asked(code: str, engine: str, folder: Path, capsys: Captured) -> None:
+    """A timeout says nothing about the message, and a server may lose its bundle and find it again."""
+    home = folder / "home"
+    (record,) = log(home, "decision", message_id="desk/pay-120")
+    text = json.dumps({**record, "code": code, "engine": {**record["engine"], "name": engine}})
+    write(home, "UPDATE records SET body = ? WHERE seq = ?", text.encode(), record["seq"])
+    found = backtest(capsys, "--candidate", "policies")
+    assert counts(found["not_replayed"], "why")["undecided",] == 1
+    assert found["conclusive"]
+
+
 async def test_what_is_not_kept_is_not_asked(tmp_path: Path, capsys: Captured) -> None:
     """With audit.store_payloads = false the payloads of what has ended are gone; dead letters keep theirs."""
     constitution(tmp_path / "policies", revision="1")
@@ -255,7 +275,8 @@ def test_a_decision_that_does_not_come_out_again_ends_it(folder: Path, capsys: C
     """A constitution gives one answer to one input: where the record says otherwise nothing can be concluded."""
     home = folder / "home"
     (record,) = log(home, "decision", message_id="desk/pay-40")
-    text = json.dumps({**record, "verdict": "refuse", "code": "policy_denied", "reasons": [{"rule": "x", "code": "y"}]})
+    said = {"verdict": "refuse", "code": "policy_denied", "reasons": [{"rule": "x", "code": "y"}]}
+    text = json.dumps({**record, **said, "engine": {**record["engine"], "opa": "1.0.1"}})
     write(home, "UPDATE records SET body = ? WHERE seq = ?", text.encode(), record["seq"])
     found = backtest(capsys, "--candidate", "policies", status=1)
     assert (found["conclusive"], found["differences"]["count"]) == (False, 1)
@@ -270,6 +291,7 @@ def test_a_decision_that_does_not_come_out_again_ends_it(folder: Path, capsys: C
     assert run_command(["policy", "backtest", "--candidate", "policies"]) == 1
     out = capsys.readouterr().out
     assert "nothing can be concluded" in out
+    assert "they were decided by OPA 1.0.1, and this is" in out
     assert "desk/pay-40" in out
 
 
