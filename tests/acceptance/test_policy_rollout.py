@@ -16,7 +16,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from enhanced_agent_bus import Agent, AgentBus, Candidate, ConfigInvalid, ConstitutionRejected, open_bus
+from enhanced_agent_bus import Agent, AgentBus, Candidate, ConfigInvalid, ConstitutionRejected, Message, open_bus
 from enhanced_agent_bus.cli.app import run_command
 from tests.developer import PATIENT, Doorman, Inbox, SteppedClock, log, small_bus, until
 from tests.support import constitution_digest, write_constitution
@@ -150,6 +150,39 @@ async def test_what_waits_is_decided_again_under_the_one_for_its_conversation(tm
         assert doorman.got[-1].constitution == bus.status().constitution
     again = {record["message_id"]: record["why"] for record in log(tmp_path / "home", "decision") if record["previous"]}
     assert again == {"desk/in-1": "activation", "desk/in-9": "activation", "desk/in-2": "activation"}
+
+
+async def test_no_handler_starts_under_the_other_one(tmp_path: Path) -> None:
+    """Whatever is rolled out and taken back while messages wait: each starts under what decides there just then."""
+    one, two = (write_constitution(tmp_path / f"n-{n}", revision=str(n)) for n in (2, 3))
+    wrong: list[str] = []
+    async with small_bus(tmp_path, home=":memory:") as bus:
+
+        async def handle(message: Message) -> None:
+            candidate = bus.status().candidate
+            among = candidate is not None and is_among(bus, message.conversation, candidate.percent)
+            expected = candidate.digest if candidate is not None and among else bus.status().constitution
+            if message.constitution != expected:
+                wrong.append(message.id)
+            await asyncio.sleep(0.001)
+
+        desk = await bus.register("desk", tenant="acme")
+        await bus.register("booker", handle, tenant="acme", concurrency=4)
+
+        async def send() -> None:
+            for number in range(400):
+                assert (await desk.send("booker", {}, conversation=f"c-{number}")).ok
+
+        sending = asyncio.create_task(send())
+        steps = 0
+        while not sending.done():
+            await bus.activate(one if steps % 2 else two, percent=(20, 50, 80)[steps % 3])
+            await bus.roll_back()
+            steps += 1
+        await sending
+        await bus.wait_idle(30)
+        assert (steps > 1, wrong) == (True, [])
+        assert bus.status().accounting["delivered"] == 400
 
 
 async def test_it_goes_back_on_command(tmp_path: Path) -> None:
