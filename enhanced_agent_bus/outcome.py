@@ -109,7 +109,8 @@ class Waiting:
 class Deliberated:
     """What became of a held message with an approval or a rejection.
 
-    `missing` has, for each rule that still holds it, how many approvals are not yet in.
+    `missing` has, for each rule that still holds it, how many approvals are not yet in. Held with none missing, it
+    could not be decided just now, and is asked again.
     """
 
     message_id: str

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -112,20 +113,18 @@ def new_rule(name: str, folder: Path) -> Written:
         target / f"{name}_test.rego": TEST.format(name=name),
         target / "data.json": json.dumps(DATA, indent=2) + "\n",
     }
-    before = words.read_bytes() if words.exists() else None
-    target.mkdir(parents=True)
-    try:
+    with ExitStack() as undone:  # all of it, unless the last step is taken
+        target.mkdir(parents=True)
+        undone.callback(shutil.rmtree, target)
         for file, text in files.items():
             file.write_text(text, encoding="utf-8")
+        if words.exists():
+            undone.callback(words.write_bytes, words.read_bytes())
+        else:
+            undone.callback(words.unlink, missing_ok=True)
         _replace(words, told)
         _replace(manifest, listed)  # last: from here on it is asked
-    except BaseException:
-        shutil.rmtree(target)
-        if before is None:
-            words.unlink(missing_ok=True)
-        else:
-            words.write_bytes(before)
-        raise
+        undone.pop_all()
     return Written(tuple(files), (manifest, words))
 
 
@@ -207,9 +206,8 @@ def _with_paragraph(text: str, name: str) -> str:
 def _replace(path: Path, text: str) -> None:
     """The whole new text or the old one, never half of it."""
     part = path.with_name(f"{path.name}.part")
-    try:
+    with ExitStack() as undone:
+        undone.callback(part.unlink, missing_ok=True)
         part.write_text(text, encoding="utf-8")
         part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+        undone.pop_all()

@@ -262,7 +262,9 @@ def _verdict_lines(verdict: Mapping[str, Json]) -> list[tuple[str, Any]]:
 
 @app.command()
 def checkpoint(context: typer.Context) -> None:
-    """Print the newest signed checkpoint: keep it where the home is not.
+    """Print the newest signed checkpoint.
+
+    Keep it where the home is not.
 
     Example: eab audit checkpoint > kept-elsewhere.txt
     """

@@ -51,7 +51,9 @@ def show(
     *,
     payload: Annotated[bool, typer.Option("--payload", help="Show payload and headers; recorded.")] = False,
 ) -> None:
-    """Show one dead letter; reads only, but for --payload, which is recorded.
+    """Show one dead letter.
+
+    Reads only, but for --payload, which is recorded.
 
     Example: eab dlq show desk/order-7
     """
@@ -77,7 +79,9 @@ def show(
 
 @app.command()
 def replay(context: typer.Context, message_id: MessageId) -> int:
-    """Decide a dead letter anew; when that allows it, it is queued again.
+    """Decide a dead letter anew.
+
+    When that allows it, it is queued again.
 
     Example: eab dlq replay desk/order-7
     """

@@ -38,7 +38,9 @@ def _group() -> None:
 
 @app.command("list")
 def list_(context: typer.Context) -> None:
-    """List what is held, by which rule, and whose approval it wants; reads only.
+    """List what is held; reads only.
+
+    By which rule, whose approval it wants, and who has given it.
 
     Example: eab held list
     """
@@ -76,7 +78,9 @@ def show(
     *,
     payload: Annotated[bool, typer.Option("--payload", help="Show payload and headers; recorded.")] = False,
 ) -> None:
-    """Show what an approver decides about; reads only, but for --payload, which is recorded.
+    """Show what an approver decides about.
+
+    Reads only, but for --payload, which is recorded.
 
     Example: eab held show desk/order-7
     """
@@ -113,7 +117,9 @@ def approve(
     approver: Approver,
     comment: Annotated[str | None, typer.Option(metavar="TEXT", help="Why; recorded.")] = None,
 ) -> int:
-    """Approve a held message; with the last approval it is decided anew and goes on where that allows it.
+    """Approve a held message.
+
+    With the last approval it is decided anew, and goes on where that allows it.
 
     Example: eab held approve desk/order-7 --as boss --comment "asked the customer"
     """
@@ -129,7 +135,9 @@ def reject(
     approver: Approver,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; recorded.")],
 ) -> int:
-    """Reject a held message: it ends as refused (approval_rejected).
+    """Reject a held message.
+
+    It ends as refused (approval_rejected).
 
     Example: eab held reject desk/order-7 --as boss --reason "too dear"
     """
@@ -169,7 +177,7 @@ def _said(act: str, message_id: str, result: Mapping[str, Any]) -> str:
         return f"approved {name}: it was decided anew and goes on"
     if result["state"] == "refused":
         return f"approved {name}, and refused when it was decided anew ({result['code']})"
-    if result["code"]:
-        return f"approved {name}: it could not be decided anew just now ({result['code']}), and is tried again"
+    if not result["missing"]:
+        return f"approved {name}: it could not be decided anew just now, and is asked again"
     missing = ", ".join(f"{counted(left, 'approval')} for {safe(rule)}" for rule, left in result["missing"])
     return f"approved {name}: it waits for {missing}"

@@ -24,9 +24,9 @@ def new(
     *,
     folder: Annotated[Path, typer.Option("--in", metavar="DIR", help="The constitution's folder.")] = Path("policies"),
 ) -> None:
-    """Write a new rule with its tests, list it, and name it in CONSTITUTION.md.
+    """Write a new rule, with its tests.
 
-    What is written can be checked and tested as it is: change it from there.
+    It is listed, and named in CONSTITUTION.md. What is written passes check and test as it is: change it from there.
 
     Example: eab policy new quiet_hours --in policies
     """

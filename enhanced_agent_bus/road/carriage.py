@@ -105,7 +105,6 @@ class Carriage:
         parcel.attempts += 1
         message = Message(parcel.envelope, attempt=parcel.attempts, constitution=recorded.admitted.constitution)
         seconds = post.seconds
-        parcel.delivered = None
         if recorded.admitted.obligations:
             seconds = _seconds(recorded.admitted, seconds)
             message = what_may_be_seen(parcel, message, recorded.admitted)

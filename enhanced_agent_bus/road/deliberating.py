@@ -37,27 +37,37 @@ class Deliberating:
         self._endings = endings
         self._mailroom = mailroom
         self._rescue = rescue
-        self._releases: dict[str, asyncio.Task[Deliberated]] = {}  # by message id
+        self._counting = asyncio.Lock()  # an approval is on disk, or is none, before the next one is looked at
+        self._releases: set[asyncio.Task[Deliberated]] = set()
 
     async def approve(self, approver: Party, message_id: str, comment: str | None) -> Deliberated:
         """One agent's yes to every rule that it may decide about. Raises: KeyError, BusError, AuditUnavailable."""
+        async with self._counting:
+            parcel, release = await self._count(approver, message_id, comment)
+        return _still_held(parcel) if release is None else await asyncio.shield(release)
+
+    async def _count(
+        self, approver: Party, message_id: str, comment: str | None
+    ) -> tuple[Parcel, asyncio.Task[Deliberated] | None]:
+        """Records an approval; the last one that is missing releases the message."""
         parcel, holds = await self._entitled(approver, message_id, "approve", comment, count=True)
         at = instant(self._desk.clock.now_us())
         given = tuple(Approval(approver.id, approver.roles, hold.rule, at) for hold in holds)
         shown_then = _view(parcel)
-        parcel.approvals += given  # from here on nobody counts twice
+        parcel.approvals += given
         entry = self._entry("approved", approver, parcel, holds, comment, shown_then)
         entry.move = self._endings.move(parcel, parcel.stored, 0, None, None, parcel.decision_id)
+        release: asyncio.Task[Deliberated] | None = None
 
         def then(error: BusError | None) -> None:
+            nonlocal release
             if error is not None:
                 parcel.approvals = tuple(one for one in parcel.approvals if one not in given)
             elif self.is_released(parcel):
-                self.release(parcel)
+                release = self.release(parcel)
 
         await self._desk.write(entry, then)
-        release = self._releases.get(message_id)
-        return await asyncio.shield(release) if release is not None else _still_held(parcel)
+        return parcel, release
 
     async def reject(self, approver: Party, message_id: str, reason: str) -> Deliberated:
         """One agent's no, which ends the message. Raises: KeyError, BusError, AuditUnavailable."""
@@ -66,9 +76,7 @@ class Deliberating:
         entry = self._entry("rejected", approver, parcel, holds, reason, _view(parcel))
         entry.certain, entry.done = True, written.settle
         self._desk.ledger.put(entry)
-        case = self._rescue.case_of(parcel)
-        facts = self._desk.admission.take_back(case) if not parcel.attempts else ()
-        self._endings.end(parcel, "refused", "approval_rejected", facts=facts)
+        self._rescue.refuse(parcel, self._rescue.case_of(parcel), "approval_rejected")
         await written.wait()
         return Deliberated(message_id, "refused", "approval_rejected", ())
 
@@ -81,14 +89,14 @@ class Deliberating:
             and not any(hold.missing(parcel.approvals) for hold in parcel.holds)
         )
 
-    def release(self, parcel: Parcel) -> None:
+    def release(self, parcel: Parcel) -> asyncio.Task[Deliberated]:
         """Decides a held message anew, whoever still waits for that."""
-        message_id = parcel.envelope.id
         parcel.why = RELEASE
         parcel.state = "in_flight"  # in this task's hands: nobody else ends it
-        task = asyncio.get_running_loop().create_task(self._release(parcel), name=f"release of {message_id}")
-        self._releases[message_id] = task
-        task.add_done_callback(lambda _: self._releases.pop(message_id, None))
+        task = asyncio.create_task(self._release(parcel), name=f"release of {parcel.envelope.id}")
+        self._releases.add(task)
+        task.add_done_callback(self._releases.discard)
+        return task
 
     async def _release(self, parcel: Parcel) -> Deliberated:
         message_id = parcel.envelope.id
@@ -103,11 +111,11 @@ class Deliberating:
             return Deliberated(message_id, "refused", (await parcel.ended(None)).code, ())
         if parcel.state == "held":
             return _still_held(parcel)
-        return Deliberated(message_id, "held", "policy_unavailable", ())  # nobody has said no: it is asked again
+        return Deliberated(message_id, "held", None, ())  # nobody has said no: it is asked again
 
     async def stop(self) -> None:
         """Ends what is under way."""
-        tasks = list(self._releases.values())
+        tasks = list(self._releases)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -85,6 +85,7 @@ class Endings:
         }
         if parcel.delivered is not None:  # the policy's redaction came between
             fields["payload"] = parcel.delivered
+            parcel.delivered = None  # of this attempt; what comes after it was not delivered
         texts = None
         if text:
             kept = text[:ERROR_TEXT_CHARS_MAX].encode("utf-8", "backslashreplace").decode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -18,7 +18,7 @@ from enhanced_agent_bus.delivery.parcel import Parcel
 from enhanced_agent_bus.delivery.runner import Failed
 from enhanced_agent_bus.errors import AuditUnavailable, BusError
 from enhanced_agent_bus.outcome import Receipt
-from enhanced_agent_bus.ports import Entry, StoredMessage
+from enhanced_agent_bus.ports import Entry, FactChange, StoredMessage
 from enhanced_agent_bus.recovery.retry import GiveUp, next_step
 from enhanced_agent_bus.road.desk import NOBODY, Desk, Post, Written
 from enhanced_agent_bus.road.endings import Endings
@@ -85,12 +85,16 @@ class Rescue:
         if decided.code in UNDECIDED:
             self._mailroom.later(parcel, AGAIN_SECONDS)
             return False
-        if not parcel.attempts:
-            parcel.added = ()
-        self._endings.end(
-            parcel, "refused", decided.code, facts=self._desk.admission.take_back(case) if not parcel.attempts else ()
-        )
+        self.refuse(parcel, case, decided.code)
         return False
+
+    def refuse(self, parcel: Parcel, case: Case, code: str | None) -> None:
+        """Ends a message that waited, with a no; what it had added is taken back where no handler has seen it."""
+        facts: Sequence[FactChange] = ()
+        if not parcel.attempts:
+            facts = self._desk.admission.take_back(case)
+            parcel.added = ()
+        self._endings.end(parcel, "refused", code, facts=facts)
 
     def case_of(self, parcel: Parcel) -> Case:
         envelope = parcel.envelope

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -44,14 +45,13 @@ class Shadowing:
         async with self._changing:
             self._desk.require_open()
             engine = await self._spare()
-            try:
+            async with AsyncExitStack() as undone:
+                undone.push_async_callback(engine.close)
                 loaded = await self._constitutions.on(engine).prepare(path)
                 await self._stop("replaced")
                 await self._desk.write(_entry("shadow_started", loaded.digest, loaded.revision, {"percent": percent}))
                 self._desk.require_open()
-            except BaseException:
-                await engine.close()
-                raise
+                undone.pop_all()
             shadow = Shadow(
                 Active(loaded),
                 engine,

@@ -179,18 +179,22 @@ async def test_approvals_survive_a_restart(tmp_path: Path) -> None:
     assert last["input"]["facts"]["sender"]["sent"] == 0
 
 
-async def test_what_has_all_approvals_is_released_at_the_next_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A process that ends between the last approval and the decision on it loses neither."""
-    async with small_bus(tmp_path, {"large": large()}) as bus:
+async def test_what_has_all_approvals_is_released_at_the_next_start(tmp_path: Path) -> None:
+    """A bus that ends between the last approval and a decision on it loses neither; here no decision comes in time."""
+    endless = """admit if count(input.approvals) == 0
+
+admit if {
+	count(input.approvals) > 0
+	count([1 | some x in numbers.range(1, 4000); some y in numbers.range(1, 4000); x * y == 0]) == 0
+}"""
+    async with small_bus(tmp_path, {"large": large(), "endless": endless}, policy={"timeout_seconds": 0.5}) as bus:
         desk, anna, _ = await office(bus, Inbox())
         receipt = await held(desk)
-        monkeypatch.setattr("enhanced_agent_bus.road.deliberating.Deliberating.release", lambda *_: None)
-        assert (await anna.approve(receipt.message_id)).state == "held"
-        monkeypatch.undo()
+        done = await anna.approve(receipt.message_id)
+        assert (done.state, done.code, done.missing) == ("held", None, ())
+        assert adds_up(bus.status().accounting)
     inbox = Inbox()
-    async with small_bus(tmp_path) as bus:
+    async with small_bus(tmp_path, {"large": large(), "endless": "admit if true"}) as bus:
         await office(bus, inbox)
         assert (await bus.outcome(receipt.message_id, timeout=10)).state == "delivered"
     assert [message.id for message in inbox.got] == [receipt.message_id]
@@ -274,6 +278,23 @@ obligations contains {"type": "redact", "path": "/secret"}"""
     database.close()
     delivered = b'{"card":{"holder":"a"},"n":1.5,"tokens":["x","y"]}'
     assert outcome["payload"] == hashlib.sha256(salt + delivered).hexdigest() != decision["payload"]
+
+
+async def test_only_a_delivered_attempt_commits_to_what_was_delivered(tmp_path: Path) -> None:
+    """The attempt that failed had a redacted payload; that the message was discarded later delivered nothing."""
+    hide = 'admit if true\n\nobligations contains {"type": "redact", "path": "/secret"}'
+    async with small_bus(tmp_path, {"hide": hide}) as bus:
+        desk = await bus.register("desk", tenant="acme")
+        retry = Retry.exponential(attempts=2, base_seconds=600, cap_seconds=600)
+        inbox = Inbox(OSError("busy"), OSError("busy"))
+        await bus.register("booker", inbox, tenant="acme", retry=retry)
+        receipt = await desk.send("booker", {"secret": "hush"}, id="q")
+        await until(lambda: [one.state for one in bus.queue()] == ["retrying"])
+        await bus.discard("desk/q", reason="no longer wanted")
+        assert (await receipt.outcome(timeout=10)).state == "discarded"
+    failed, discarded = log(tmp_path / "home", "outcome", message_id="desk/q")
+    assert "payload" in failed
+    assert "payload" not in discarded
 
 
 async def test_a_redaction_that_is_no_pointer_is_no_allow(tmp_path: Path) -> None:

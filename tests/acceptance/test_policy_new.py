@@ -173,16 +173,9 @@ def test_a_constitution_without_words_gets_some(tmp_path: Path, capsys: pytest.C
     assert "Enforced by `quiet_hours`." in (policies / "CONSTITUTION.md").read_text()
 
 
-def test_half_a_rule_is_none(policies: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_rule_is_none(policies: Path) -> None:
     """When the list cannot be written, the folder and the paragraph are gone again."""
+    (policies / "bus" / "manifest" / "data.json.part").mkdir()  # where the new list would be written first
     before = as_it_was(policies)
-    replace = Path.replace
-
-    def full(self: Path, target: Path) -> Path:
-        if self.name == "data.json.part":
-            raise OSError(28, "No space left on device")
-        return replace(self, target)
-
-    monkeypatch.setattr(Path, "replace", full)
-    assert run_command(["policy", "new", "quiet_hours"]) == 3
+    assert run_command(["policy", "new", "quiet_hours"]) == 2
     assert as_it_was(policies) == before
