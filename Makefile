@@ -21,6 +21,8 @@ STATICCHECK := .tools/.staticcheck-$(STATICCHECK_VERSION)
 FUZZ_SECONDS ?= 120
 SOAK_SECONDS ?= 600
 PYTEST_ARGS ?=
+# One process of tests a core, each taking from the other's when its own are done.
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist worksteal
 
 WITH_GO := $(CURDIR)/$(BIN)/python $(CURDIR)/tools/with_go.py
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -39,7 +41,7 @@ demo: setup
 
 test: lint go-test $(OPA)
 	@echo "==> pytest"
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
 lint: setup $(STATICCHECK)
 	@echo "==> ruff, mypy"

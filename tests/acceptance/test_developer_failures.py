@@ -177,7 +177,7 @@ async def test_whatever_a_handler_raises_is_a_failed_attempt(tmp_path: Path, han
 
 @pytest.mark.parametrize(
     "rubbish",
-    ["yes", 1, True, [1], (1,), b"x", object(), {"a": object()}, {1: 2}, {"a": float("nan")}, {"a": {1}}, set()],
+    ["yes", 1, True, [1], (1,), b"x", object, {"a": object}, {1: 2}, {"a": float("nan")}, {"a": {1}}, set()],
     ids=repr,
 )
 async def test_rubbish_returned_is_a_failed_attempt(tmp_path: Path, rubbish: Any) -> None:
