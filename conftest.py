@@ -5,6 +5,7 @@ Each run prints one seed, for Hypothesis and for the tests' own generators: `--h
 
 import os
 import secrets
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Choose the seed here, where it can be printed, before Hypothesis's plugin reads the option."""
+    """Choose the seed here, where it can be printed, before Hypothesis's plugin reads the option.
+
+    And hear Ctrl-C where whoever started this has told it not to (a script's background job): the tests send it to
+    commands, which would not hear it either.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.hypothesis_seed is None:
         config.option.hypothesis_seed = str(secrets.randbelow(2**32))
 

@@ -166,6 +166,7 @@ async def test_a_stopped_worker_is_replaced(engine: WorkerEngine, constitution_d
     before = await pids(engine)
     for pid in before:
         os.kill(pid, signal.SIGSTOP)
+    await until(lambda: all(has_stopped(pid) for pid in before))
     loop = asyncio.get_running_loop()
     started = loop.time()
     short = [engine.decide(digest, "acme", document(n=n), 0.2) for n in range(10)]
@@ -292,6 +293,14 @@ async def test_a_forked_child_decides_nothing_and_harms_nothing(engine: WorkerEn
     assert os.waitstatus_to_exitcode(status) == 0
     assert allows(await engine.decide(digest, "acme", document(), SECONDS))
     assert await pids(engine) == before
+
+
+def has_stopped(pid: int) -> bool:
+    """Whether a SIGSTOP has reached every thread of the process."""
+    tasks = Path(f"/proc/{pid}/task")
+    if not tasks.exists():  # no Linux: the process as a whole has to do
+        return subprocess.check_output(["ps", "-o", "stat=", "-p", str(pid)], text=True).startswith("T")  # noqa: S607
+    return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in tasks.glob("*/stat"))
 
 
 def alive(pid: int) -> bool:
