@@ -46,6 +46,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "audit": VALUES,  # `audit/verify.py` nobody at all: see below
     "authoring": VALUES
     | {"ports", "engines", "admission"},  # of engines, the worker; of admission, what an answer means
+    "sync": VALUES | {"ports", PACKAGE},  # the public names, as anybody has them
     "cli": SHOWN | STATIONS | FILLERS | {PACKAGE, "audit", "authoring", "bench"},
     "bench": SHOWN | STATIONS | FILLERS | {PACKAGE, "audit"},
     "__main__": frozenset({"cli"}),
