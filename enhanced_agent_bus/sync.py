@@ -15,7 +15,7 @@ import os
 import threading
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import CancelledError, Future
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -351,19 +351,17 @@ class _Loop:
         self._end = asyncio.Event()
         self._opened: Future[awaited.AgentBus] = Future()
         self._ended: Future[Drained] = Future()
+        self._door = threading.Lock()  # held while work is handed over, and while that comes to its end
+        self._over = False
         self._life = self._loop.create_task(self._live(opening))
         self._thread = threading.Thread(target=self._run, name="eab-loop", daemon=True)
         self._thread.start()
         try:
-            _first_of(self._opened, self._ended)
+            self.bus = self._opened.result()
             _before_exit(weakref.WeakMethod(self.abandon))
         except BaseException:
             self.abandon()
             raise
-        if not self._opened.done():
-            self._thread.join()
-            self._ended.result()
-        self.bus = self._opened.result()
 
     @property
     def elsewhere(self) -> bool:
@@ -382,21 +380,18 @@ class _Loop:
                 "an async def handler cannot wait for the loop that it runs on: write it as a plain def, which runs "
                 "in a thread, or use the async bus with await"
             )
-        work = call(*args, **kwargs)
+        with self._door:
+            if self._over:
+                raise _closed()
+            # The caller's context goes with it: in a handler, what is being handled.
+            answer = asyncio.run_coroutine_threadsafe(call(*args, **kwargs), self._loop)
         try:
-            answer = asyncio.run_coroutine_threadsafe(work, self._loop)  # the caller's context comes with it
-        except RuntimeError:  # the loop is closed
-            work.close()
+            return answer.result()
+        except CancelledError:  # by the end of the loop
             raise _closed() from None
-        try:
-            _first_of(answer, self._ended)
-        except BaseException:  # Ctrl-C: nobody waits for the answer any more
+        except BaseException:  # Ctrl-C, for one: nobody waits for the answer any more
             answer.cancel()
             raise
-        if answer.done() and not answer.cancelled():
-            return answer.result()
-        work.close()  # the loop has ended, perhaps before it began this
-        raise _closed()
 
     def look(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Calls a plain function of the bus on the loop, like everything else of it. Raises: as `run` does."""
@@ -423,25 +418,33 @@ class _Loop:
     async def _live(self, opening: AbstractAsyncContextManager[awaited.AgentBus]) -> Drained:
         async with opening as bus:
             self._opened.set_result(bus)
-            await self._end.wait()
-            return await bus.close()
+            try:
+                await self._end.wait()
+                return await bus.close()
+            finally:
+                with self._door:
+                    self._over = True
+                await asyncio.sleep(0)  # by now all that was handed over is a task, and can be cancelled
+
+    async def _lived(self) -> Drained:
+        try:
+            return await self._life
+        finally:
+            rest = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in rest:
+                task.cancel()
+            await asyncio.gather(*rest, return_exceptions=True)
 
     def _run(self) -> None:
-        async def life() -> Drained:
-            return await self._life
-
         try:
             with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-                drained = runner.run(life())
+                drained = runner.run(self._lived())
         except BaseException as error:  # noqa: BLE001 - it is raised where the bus is opened or closed
+            if not self._opened.done():
+                self._opened.set_exception(error)
             self._ended.set_exception(error)
         else:
             self._ended.set_result(drained)
-
-
-def _first_of(answer: Future[Any], ended: Future[Any]) -> None:
-    """Waits for an answer, or for the end of the loop that would have given it."""
-    wait((answer, ended), return_when=FIRST_COMPLETED)
 
 
 def _closed() -> BusClosed:
