@@ -88,10 +88,14 @@ func (s *server) take(question frame) {
 		}
 		return
 	}
+	if question.op == opStats { // also says that the process is alive, so it waits for nothing else
+		s.out.sendJSON(question.id, s.stats())
+		return
+	}
 	go s.author(question)
 }
 
-// author answers everything but decide, a few at a time, beside the evaluators.
+// author answers everything but decide and stats, a few at a time, beside the evaluators.
 func (s *server) author(question frame) {
 	s.authoring <- struct{}{}
 	defer func() { <-s.authoring }()
@@ -147,8 +151,6 @@ func (s *server) answer(question frame) (any, error) {
 		return s.explain(r)
 	case opFormat:
 		return formatSource(r)
-	case opStats:
-		return s.stats(), nil
 	case opDrop:
 		s.drop(r.Digest)
 		return struct{}{}, nil

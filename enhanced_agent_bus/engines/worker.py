@@ -49,6 +49,7 @@ AGAIN_SECONDS: Final = 0.005  # before asking again: workers that end together a
 HELLO_SECONDS: Final = 10.0
 LOAD_SECONDS: Final = 60.0
 AUTHORING_SECONDS: Final = 90.0  # check and test; pdp ends a test run after 60
+PROBE_SECONDS: Final = 5.0  # between looks whether a worker that takes long is alive, and for the answer to each
 STAFFED_SECONDS: Final = 10.0  # how long load and the like wait for a live worker
 IN_FLIGHT_MAX: Final = 8192  # questions in one worker; beyond: policy_unavailable
 WAITING_MAX: Final = 4096  # questions while no worker lives; beyond: policy_unavailable
@@ -219,10 +220,16 @@ class _Link(asyncio.Protocol):
         self._write(encode(call_id, op, orjson.dumps(body)), b"")
         try:
             async with asyncio.timeout(timeout_seconds):
+                while timeout_seconds > PROBE_SECONDS and not future.done():
+                    if not (await asyncio.wait([future], timeout=PROBE_SECONDS))[0]:
+                        with contextlib.suppress(WorkerLostError):  # then `future` says so too
+                            await self.call(Op.STATS, {}, PROBE_SECONDS)
                 frame = await future
         except TimeoutError:
-            self.end(f"it did not answer {op.name.lower()} within {timeout_seconds:g} s")
-            raise WorkerLostError(f"the policy worker was ended: {self.reason}") from None
+            if future.cancelled():  # else the answer came in the same turn: the loop was blocked
+                self.end(f"it did not answer {op.name.lower()} within {timeout_seconds:g} s")
+                raise WorkerLostError(f"the policy worker was ended: {self.reason}") from None
+            frame = future.result()
         if frame.status != STATUS_OK:
             raise _Refused(frame.body)
         return _document(frame.body)

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from enhanced_agent_bus.engines.worker import STARTS_MAX, WorkerEngine
+from enhanced_agent_bus.engines.worker import STARTS_MAX, WorkerEngine, WorkerLostError
 from enhanced_agent_bus.verdict import Answer
+from tests.support import write_constitution
 
 Make = Callable[..., Path]
 SECONDS = 10.0
@@ -245,6 +246,21 @@ async def test_rubbish_on_the_pipe_decides_nothing(tmp_path: Path, kind: str) ->
     assert answer.code == "policy_unavailable"
     assert answer.body == b""
     assert len(starts.read_text()) >= 2  # it was asked of a second one
+
+
+async def test_a_worker_that_stands_still_while_it_loads_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading may take long; a worker that does not even say that it lives is ended before that time is over."""
+    monkeypatch.setattr("enhanced_agent_bus.engines.worker.PROBE_SECONDS", 0.2)
+    program, starts = fake(tmp_path, "pass")
+    engine = await WorkerEngine.start(program, workers=1)
+    try:
+        with pytest.raises(WorkerLostError, match="did not answer stats"):
+            await asyncio.wait_for(engine.load(write_constitution(tmp_path / "policies")), SECONDS)
+        await until(lambda: len(starts.read_text()) >= 2)
+    finally:
+        await engine.close()
 
 
 async def test_workers_that_always_die_are_not_started_in_a_storm(tmp_path: Path) -> None:
