@@ -110,10 +110,12 @@ class ConstitutionRejected(BusError):
         details: Sequence[Mapping[str, Any]] = (),
         remedy: str = "",
         digest: str | None = None,
+        revision: int | None = None,
     ) -> None:
         super().__init__(message, remedy=remedy)
         self.reason = reason
         self.digest = digest  # of what was rejected, where it got so far
+        self.revision = revision
         self.details = [dict(detail) for detail in details]
 
 

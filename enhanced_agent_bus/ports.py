@@ -132,6 +132,10 @@ class PolicyEngine(Protocol):
         """Writes the deterministic bundle of a folder or bundle; returns its constitutional hash."""
         ...
 
+    async def hash(self, path: Path) -> str:
+        """The constitutional hash of a folder or bundle. Raises: ConstitutionRejected."""
+        ...
+
     async def verify(self, path: Path, keys: Sequence[str]) -> Verified:
         """Verifies the signature of a bundle with public keys (PEM). Raises: ConstitutionRejected, when unreadable."""
         ...

@@ -119,7 +119,7 @@ async def _build(
     )
     if place is not None:
         _require_mark(place, ledger)
-    await _choose_constitution(bus, engine, ledger, settings)
+    await _choose_constitution(bus, ledger, settings)
     if settings.strict and bus.security_state():
         raise ConfigInvalid(
             f"strict is set and these weakenings are in force: {', '.join(bus.security_state())}",
@@ -194,10 +194,12 @@ async def _ledger(
     return home, ledger, home.constitutions
 
 
-async def _choose_constitution(
-    bus: AgentBus, engine: WorkerEngine | ServerEngine, ledger: Ledger, settings: Settings
-) -> None:
-    """The one that was active, unless the given one is newer (contract §3): for a folder, any change since."""
+async def _choose_constitution(bus: AgentBus, ledger: Ledger, settings: Settings) -> None:
+    """The one that was active, unless the given one is newer (contract §3): for a folder, any change since.
+
+    A given one that is rejected is recorded and said, and the active one decides: only where there is none to go on
+    with is it raised.
+    """
     given = settings.constitution.path
     stored = ledger.setting("constitution")
     if stored is None:
@@ -219,17 +221,18 @@ async def _choose_constitution(
         await bus.charter.resume_rollout()
     except ConstitutionRejected as error:  # it has expired, say: a newer one mends that
         ended = error
-    known = {active["digest"]}
+    known: set[str | None] = {active["digest"]}
     if bus.charter.candidate is not None:
         known.add(bus.charter.candidate)  # it goes on with its share
     if given is not None and given.is_dir():
         known.add(ledger.setting("given"))  # what was activated since stays, until the folder changes
-    if given is not None and await engine.hash(given) not in known:
-        candidate = None if given.is_dir() else await engine.check(given)
-        if candidate is None or candidate.revision > active["revision"]:
-            await bus.charter.take(given, given=True)
-            return
-        if ended is None:
-            await bus.charter.note_ignored(candidate.digest, candidate.revision)
+    if given is not None:
+        try:
+            if await bus.charter.consider(given, known=known, active=active):
+                return
+        except ConstitutionRejected as error:
+            if ended is not None:
+                raise
+            bus.charter.say_not_taken(given, error, active)
     if ended is not None:
         raise ended

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from enhanced_agent_bus.errors import ConstitutionRejected
-from enhanced_agent_bus.ports import Checked, Clock, Loaded, Marks, PolicyEngine, Problem
+from enhanced_agent_bus.ports import Checked, Clock, Loaded, Marks, PolicyEngine, Problem, Verified
 
 REMEDY = "run `eab policy check` on it; the constitution that was active stays so"
 
@@ -37,6 +37,19 @@ class Constitutions:
             engine=engine, folder=self._folder, clock=self._clock, marks=self._marks, trust=self._trust
         )
 
+    async def identify(self, path: Path) -> str:
+        """The hash of a folder or bundle that may be taken as far as its signature goes. Raises: ConstitutionRejected.
+
+        Before anything else is made of it: what nobody has signed has no revision that could be compared.
+        """
+        verified = await self._require_signed(path)
+        return verified.digest if verified is not None else await self._engine.hash(path)
+
+    async def older_than(self, path: Path, revision: int) -> Checked | None:
+        """What was found in a bundle that is valid, and not newer. Raises: ConstitutionRejected."""
+        checked = await self._engine.check(path)
+        return checked if checked.ok and checked.revision <= revision else None
+
     async def prepare(self, path: Path) -> Loaded:
         """Checks, keeps and loads. Raises: ConstitutionRejected, with the one reason and every problem found."""
         if not path.exists():
@@ -46,6 +59,7 @@ class Constitutions:
         await self._require_signed(path)
         first = await self._engine.check(path)
         _require(first, path)
+        self.require_fresh(first.not_after, first.digest, first.revision)
         if self._trust:
             self._require_newer(first)
         kept = self._folder / f"{first.digest}.tar.gz"
@@ -64,10 +78,10 @@ class Constitutions:
             _sync(self._folder)
         return await self.load(first.digest, "folder" if path.is_dir() else "bundle")
 
-    async def _require_signed(self, path: Path, digest: str | None = None) -> None:
+    async def _require_signed(self, path: Path, digest: str | None = None) -> Verified | None:
         """Raises: ConstitutionRejected (unsigned, bad_signature), where keys are trusted and none has signed it."""
         if not self._trust:
-            return
+            return None
         verified = await self._engine.verify(path, self._trust)
         if not verified.ok:
             raise ConstitutionRejected(
@@ -76,6 +90,7 @@ class Constitutions:
                 remedy="sign the bundle with `eab policy sign`, with the key of one that constitution.trust names",
                 digest=verified.digest or digest,
             )
+        return verified
 
     def _require_newer(self, checked: Checked) -> None:
         """Revisions of signed bundles only go up."""
@@ -88,6 +103,7 @@ class Constitutions:
                 reason="revision_reused",
                 remedy="give changed content a higher revision in .manifest",
                 digest=checked.digest,
+                revision=checked.revision,
             )
         if checked.revision < mark["revision"]:
             raise ConstitutionRejected(
@@ -95,6 +111,7 @@ class Constitutions:
                 reason="rollback",
                 remedy="to go back, sign the old content again under a higher revision",
                 digest=checked.digest,
+                revision=checked.revision,
             )
 
     def raise_mark(self, loaded: Loaded) -> None:
@@ -118,11 +135,11 @@ class Constitutions:
                 reason="invalid",
                 remedy="activate it from its folder",
             )
-        self.require_fresh(loaded.not_after, digest)
+        self.require_fresh(loaded.not_after, digest, loaded.revision)
         # A signature that nobody has verified is none; a folder is kept as a bundle too, and stays a weakening.
         return replace(loaded, source=source, signed=bool(self._trust))
 
-    def require_fresh(self, not_after: str | None, digest: str) -> None:
+    def require_fresh(self, not_after: str | None, digest: str, revision: int) -> None:
         """Raises: ConstitutionRejected(expired), past `metadata.eab.not_after`."""
         if not_after is None:
             return
@@ -135,12 +152,16 @@ class Constitutions:
                 f"not_after {not_after!r} of {digest} is no RFC 3339 time",
                 reason="invalid",
                 remedy="write it as 2027-01-31T00:00:00Z",
+                digest=digest,
+                revision=revision,
             )
         if self._clock.now_us() >= end.astimezone(UTC).timestamp() * 1e6:
             raise ConstitutionRejected(
                 f"the constitution {digest} expired at {not_after}",
                 reason="expired",
                 remedy="activate a newer revision",
+                digest=digest,
+                revision=revision,
             )
 
 
@@ -165,6 +186,7 @@ def _require(checked: Checked, path: Path) -> None:
         ],
         remedy=first.hint or REMEDY,
         digest=checked.digest or None,
+        revision=checked.revision if checked.revision >= 0 else None,
     )
 
 

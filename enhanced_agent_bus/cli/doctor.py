@@ -117,7 +117,7 @@ async def _worker_label() -> dict[str, str]:
 
 def look_at_home(home: Path) -> Iterator[Finding]:
     """Settings, files, keys and lock of a home."""
-    from enhanced_agent_bus.cli.reading import status_at_rest
+    from enhanced_agent_bus.cli.reading import not_taken, status_at_rest
     from enhanced_agent_bus.errors import BusError
     from enhanced_agent_bus.settings import load_settings
 
@@ -130,12 +130,16 @@ def look_at_home(home: Path) -> Iterator[Finding]:
         yield Finding("home", "note", f"there is none at {home}", "`eab init` makes one, or name another with --home")
         return
     try:
-        status = status_at_rest(home)
+        status, refused = status_at_rest(home), not_taken(home)
         yield Finding("home", "ok", f"{home}: {status['records']} records, constitution {status['constitution']}")
     except (BusError, sqlite3.Error) as error:
         _, document = faults.describe(error)
         yield Finding("home", "wrong", document["message"], document["remedy"])
         return
+    if refused is not None:
+        yield Finding(
+            "constitution", "note", refused, "`eab policy history` says why; mend what constitution.path names"
+        )
     key = home / "keys" / "log.key"
     if not key.exists():
         yield Finding("keys", "wrong", f"{key} is missing", "restore keys/ from a backup")

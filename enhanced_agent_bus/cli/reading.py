@@ -136,6 +136,16 @@ def policy_history(home: Path) -> list[dict[str, Json]]:
         return [json.loads(body) for (body,) in connection.execute(_ALL_OF_KIND, ("policy",))]
 
 
+def not_taken(home: Path) -> str | None:
+    """What the settings name and the newest start could not take, in one line; None when there is no such thing."""
+    with database(home) as connection:
+        noted = json.loads(_one(connection, sql.SETTING, ("given_refused",)) or "null")
+        active = json.loads(_one(connection, sql.SETTING, ("constitution",)) or "{}")
+    if noted is None or noted["under"] != active.get("digest"):
+        return None
+    return f"{noted['path']} was {noted['event']} ({noted['reason']}), and the active constitution goes on deciding"
+
+
 def has_constitution(home: Path) -> bool:
     """Whether one was ever activated: a home whose first one was rejected has none. Raises: StoreCorrupt."""
     with database(home) as connection:

@@ -38,13 +38,17 @@ def status(context: typer.Context) -> None:
 
 
 def _show_status(session: Session, document: dict[str, Any]) -> None:
+    from enhanced_agent_bus.cli.reading import not_taken
+
     engine = document.get("engine") or {}
+    refused = not_taken(session.home)
     print_pairs(
         [
             ("home", document["home"]),
             ("running", "yes" if document["running"] else "no"),
             ("bus", f"{document['bus']}, node {document['node']}"),
             ("constitution", f"{document['constitution']} (revision {document['revision']})"),
+            *([("not taken", refused)] if refused is not None else []),
             *_tried(document),
             ("engine", " ".join(str(engine[key]) for key in ("name", "opa") if engine.get(key))),
             ("agents", document["agents"]),

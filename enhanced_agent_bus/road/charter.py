@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -20,7 +22,9 @@ from enhanced_agent_bus.road.desk import Desk
 from enhanced_agent_bus.settings import EMBEDDED
 
 ROLLOUT: Final = "rollout"  # the setting of the home that a roll-out is kept in
+NOT_TAKEN: Final = "given_refused"  # that setting has what the settings name, where it could not take over
 NONE: Final = "null"
+log: Final = logging.getLogger("enhanced_agent_bus")
 
 
 class Charter:
@@ -47,15 +51,7 @@ class Charter:
         try:
             loaded = await self._constitutions.prepare(path)
         except ConstitutionRejected as error:
-            details = [{key: str(value)[:150] for key, value in item.items()} for item in error.details[:10]]
-            fields = {
-                "event": "rejected",
-                "digest": error.digest,
-                "revision": None,
-                "reason": error.reason,
-                "details": details,
-            }
-            await self._desk.write(Entry("policy", fields))
+            await self._note_rejected(path, error, given=given)
             raise
         known = before is not None and before.digest == loaded.digest
         if out is not None and out.candidate.digest != loaded.digest and not (known and percent < WHOLE):
@@ -70,10 +66,64 @@ class Charter:
         """At start: the constitution that was active decides again. Raises: ConstitutionRejected."""
         self._desk.admission.activate(await self._constitutions.load(digest, source))
 
-    async def note_ignored(self, digest: str, revision: int) -> None:
-        """At start: an older bundle was given than the active one."""
-        fields = {"event": "ignored", "digest": digest, "revision": revision, "reason": "rollback", "details": []}
-        await self._desk.write(Entry("policy", fields))
+    async def consider(self, path: Path, *, known: Collection[str | None], active: Mapping[str, Any]) -> bool:
+        """At start: true when what the settings name took over; the one that was active may have expired.
+
+        Raises: ConstitutionRejected, which is recorded.
+        """
+        try:
+            digest = await self._constitutions.identify(path)
+            if digest in known:
+                await self._note_mended(digest, active)
+                return False
+            older = None if path.is_dir() else await self._constitutions.older_than(path, active["revision"])
+        except ConstitutionRejected as error:
+            await self._note_rejected(path, error, given=True)
+            raise
+        if older is None:
+            await self.take(path, given=True)
+            return True
+        reason = "rollback" if older.revision < active["revision"] else "revision_reused"
+        what = f"the constitution at {path} is ignored: its revision {older.revision} is not higher"
+        self.say_not_taken(path, ConstitutionRejected(what, reason=reason), active)
+        fields = {"event": "ignored", "digest": older.digest, "revision": older.revision, "reason": reason}
+        await self._note_not_taken({**fields, "details": [], "path": str(path)}, given=True)
+        return False
+
+    def say_not_taken(self, path: Path, error: ConstitutionRejected, active: Mapping[str, Any]) -> None:
+        """One line for whoever starts the bus: where nobody has set up logging it is on standard error."""
+        message = error.message if str(path) in error.message else f"{path}: {error.message}"
+        on = f"revision {active['revision']}, {active['digest']}, goes on deciding"
+        log.warning("note: %s", " ".join(f"{message} ({error.reason}); {on}".split()))
+
+    async def _note_rejected(self, path: Path, error: ConstitutionRejected, *, given: bool) -> None:
+        details = [{key: str(value)[:150] for key, value in item.items()} for item in error.details[:10]]
+        fields = {
+            "event": "rejected",
+            "digest": error.digest,
+            "revision": error.revision,
+            "reason": error.reason,
+            "details": details or [{"message": error.message[:300]}],
+            "path": str(path),
+        }
+        await self._note_not_taken(fields, given=given)
+
+    async def _note_not_taken(self, fields: Mapping[str, Any], *, given: bool) -> None:
+        """Records it; of what the settings name not again at each start, while the same one decides."""
+        ledger = self._desk.ledger
+        active = orjson.loads(ledger.setting("constitution") or "{}")
+        about = {key: fields[key] for key in ("event", "path", "digest", "revision", "reason")}
+        noted = orjson.dumps({**about, "under": active.get("digest")}, option=orjson.OPT_SORT_KEYS).decode()
+        if not given:
+            await self._desk.write(Entry("policy", dict(fields)))
+        elif ledger.setting(NOT_TAKEN) != noted:
+            await self._desk.write(Entry("policy", dict(fields), settings={NOT_TAKEN: noted}))
+
+    async def _note_mended(self, digest: str, active: Mapping[str, Any]) -> None:
+        """What the settings name is in force, and was not at some start before."""
+        if digest == active["digest"] and self._desk.ledger.setting(NOT_TAKEN) not in (None, NONE):
+            fields = {"event": "unchanged", "digest": digest, "revision": active["revision"], "reason": None}
+            await self._desk.write(Entry("policy", {**fields, "details": []}, settings={NOT_TAKEN: NONE}))
 
     async def _adopt(self, loaded: Loaded, event: str, noted: dict[str, str]) -> None:
         """Records that a constitution takes over everywhere, then lets it decide.
