@@ -136,7 +136,7 @@ def test_each_refusal_of_the_travel_desk_is_explained_by_what_mattered(tmp_path:
     """A whole day: the rules that said no are those of the record, each with what a person would name."""
     home, example = tmp_path / "home", ROOT / "examples" / "travel_desk"
     run_lines(home, example, ROOT / "policies", (example / "messages.jsonl").read_text().splitlines())
-    records = [record for record in log(home, "decision", verdict="refuse") if record["input"] is not None]
+    records = log(home, "decision", code="policy_denied")  # on a busy machine some may be policy_timeout
     assert len(records) > 40
     questions = [recorded_question(home, record["decision_id"]) for record in records]
 
