@@ -5,18 +5,23 @@ import (
 	"github.com/open-policy-agent/opa/v1/types"
 )
 
-// established is what must be so for a body to be true: places that have a value, places whose type was looked at, and
-// places that are compared with a number from below or from above.
+// established is what must be so for a body to be true: places that have a value, places whose type was looked at,
+// places that are compared with a number or a text from below or from above, and what fields and variables can be.
 type established struct {
-	defined, typed, above, below map[place]bool
+	defined, typed, above, below, aboveText, belowText map[place]bool
+
+	samples map[string][]sample
 }
 
 func nothing() established {
-	return established{map[place]bool{}, map[place]bool{}, map[place]bool{}, map[place]bool{}}
+	return established{
+		map[place]bool{}, map[place]bool{}, map[place]bool{}, map[place]bool{}, map[place]bool{}, map[place]bool{},
+		map[string][]sample{},
+	}
 }
 
 func (e established) sets() []map[place]bool {
-	return []map[place]bool{e.defined, e.typed, e.above, e.below}
+	return []map[place]bool{e.defined, e.typed, e.above, e.below, e.aboveText, e.belowText}
 }
 
 func (e established) add(other established) {
@@ -24,6 +29,9 @@ func (e established) add(other established) {
 		for at := range set {
 			e.sets()[i][at] = true
 		}
+	}
+	for key, samples := range other.samples {
+		e.samples[key] = samples
 	}
 }
 
@@ -47,6 +55,12 @@ func (e established) both(other established) established {
 			}
 		}
 	}
+	for key, samples := range e.samples {
+		others := other.samples[key]
+		if len(samples) == 1 && len(others) == 1 && samples[0].kind == others[0].kind {
+			common.samples[key] = oneKind(samples[0].kind)
+		}
+	}
 	return common
 }
 
@@ -62,6 +76,7 @@ func (e established) defines(at place) bool {
 
 // holder finds what bodies and rules establish when they are true.
 type holder struct {
+	c        *constitution
 	compiler *ast.Compiler
 	busy     map[*ast.Rule]bool
 	depth    int
@@ -90,6 +105,9 @@ func (h *holder) expr(expr *ast.Expr, known aliases, found established) {
 		if ref.HasPrefix(ast.DefaultRootRef) && ref.IsGround() {
 			found.add(h.rules(h.compiler.GetRulesExact(ref), nil, isCondition(expr, ref)))
 		}
+	}
+	if expr.IsEquality() || expr.IsCall() {
+		h.kindsOf(expr, known, found)
 	}
 	if !expr.IsCall() {
 		return
@@ -180,23 +198,27 @@ func (h *holder) types(operator string, operands []*ast.Term, known aliases, fou
 			found.typed[at] = true
 		}
 	}
-	bound := func(i, by int, set map[place]bool) {
-		if _, isNumber := operands[by].Value.(ast.Number); !isNumber {
+	bound := func(i, by int, number, text map[place]bool) {
+		at, exact, ok := known.place(operands[i])
+		if !ok || !exact {
 			return
 		}
-		if at, exact, ok := known.place(operands[i]); ok && exact {
-			set[at] = true
+		switch operands[by].Value.(type) {
+		case ast.Number:
+			number[at] = true
+		case ast.String:
+			text[at] = true
 		}
 	}
 	switch operator {
 	case ast.IsNumber.Name, ast.IsString.Name, ast.IsArray.Name, ast.IsObject.Name, ast.IsBoolean.Name:
 		note(0) // the type was thought of, whichever it is
 	case ast.GreaterThan.Name, ast.GreaterThanEq.Name:
-		bound(0, 1, found.above)
-		bound(1, 0, found.below)
+		bound(0, 1, found.above, found.aboveText)
+		bound(1, 0, found.below, found.belowText)
 	case ast.LessThan.Name, ast.LessThanEq.Name:
-		bound(0, 1, found.below)
-		bound(1, 0, found.above)
+		bound(0, 1, found.below, found.belowText)
+		bound(1, 0, found.above, found.aboveText)
 	case ast.Equality.Name, ast.Equal.Name:
 		for i := range 2 {
 			if ast.IsConstant(operands[1-i].Value) { // and not a variable that only stands for the place

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -13,6 +14,7 @@ const (
 	warnNegationUndefined = "negation_undefined"
 	warnUndefinedUnequal  = "undefined_unequal"
 	warnUntypedOrder      = "untyped_order"
+	warnMixedOrder        = "mixed_order"
 	warnUnknownField      = "unknown_field"
 	warnNeverTrue         = "never_true"
 	warnNeverAdmits       = "never_admits"
@@ -37,7 +39,7 @@ const callsDepthMax = 5
 func (c *constitution) warnings() []problem {
 	l := &linter{
 		c: c, r: &report{src: c.src}, calls: map[string]bool{},
-		holder: &holder{compiler: c.compiler, busy: map[*ast.Rule]bool{}},
+		holder: &holder{c: c, compiler: c.compiler, busy: map[*ast.Rule]bool{}},
 	}
 	for _, name := range sortedKeys(c.modules) {
 		for _, rule := range c.compiler.Modules[name].Rules {
@@ -57,6 +59,14 @@ func (c *constitution) warnings() []problem {
 
 func (l *linter) warn(kind string, expr *ast.Expr, message, hint string) {
 	l.r.kind(kind, expr.BaseCogeneratedExpr().Location, message, hint)
+}
+
+// said is whether a warning of this kind stands at an expression already.
+func (l *linter) said(kind string, expr *ast.Expr) bool {
+	at := expr.BaseCogeneratedExpr().Location
+	return at != nil && slices.ContainsFunc(l.r.problems, func(one problem) bool {
+		return one.Reason == kind && one.File == at.File && one.Row == at.Row && one.Col == at.Col
+	})
 }
 
 // closures looks into the bodies inside a body: what holds outside holds there too.
@@ -90,6 +100,9 @@ func (l *linter) closures(rule *ast.Rule, body ast.Body, outer aliases, holds es
 // body looks at every expression, with what all the others establish.
 func (l *linter) body(rule *ast.Rule, body ast.Body, outer aliases, holds established) {
 	known := outer.in(body)
+	all := nothing()
+	all.add(holds)
+	all.add(l.holder.body(body, outer, nil))
 	for _, expr := range body {
 		if expr.Generated && expr.BaseCogeneratedExpr() != expr {
 			continue // it is looked at with the expression that it comes from
@@ -105,7 +118,9 @@ func (l *linter) body(rule *ast.Rule, body ast.Body, outer aliases, holds establ
 			l.countedNone(expr, group, known, around)
 		}
 		for _, one := range group {
-			l.ordered(one, expr.Negated, known, around)
+			if !l.mixedOrder(one, expr.Negated, known, all) {
+				l.ordered(one, expr.Negated, known, around, all)
+			}
 			l.objectGet(one, known)
 			l.called(one, body, known, outer, holds)
 		}
@@ -122,15 +137,18 @@ func (l *linter) called(expr *ast.Expr, body ast.Body, known, outer aliases, hol
 		return
 	}
 	given := argumentsOf(rules, expr.Operands(), known)
-	around := nothing()
-	around.add(holds)
-	around.add(l.holder.body(body, outer, nil))
+	all := nothing()
+	all.add(holds)
+	all.add(l.holder.body(body, outer, nil))
 	l.depth++
 	defer func() { l.depth-- }()
 	for _, rule := range rules {
 		arguments := given(rule)
+		around := nothing()
+		around.add(all)
+		handed := l.handed(rule, expr.Operands(), arguments, known, around)
 		key := fmt.Sprintf("%p %v %v", rule, arguments, around)
-		if len(arguments) == 0 || l.calls[key] {
+		if len(arguments) == 0 && !handed || l.calls[key] {
 			continue
 		}
 		l.calls[key] = true
@@ -139,6 +157,22 @@ func (l *linter) called(expr *ast.Expr, body ast.Body, known, outer aliases, hol
 			l.closures(one, one.Body, arguments, around)
 		}
 	}
+}
+
+// handed notes what a function's parameters can be, as far as that is known where it is called.
+func (l *linter) handed(rule *ast.Rule, operands []*ast.Term, arguments, known aliases, around established) bool {
+	some := false
+	for i, parameter := range rule.Head.Args {
+		if i >= len(operands) {
+			break
+		}
+		samples := l.holder.samples(operands[i], known, around)
+		if key, ok := samplesKey(parameter, arguments); ok && len(samples) > 0 {
+			around.samples[key] = samples
+			some = true
+		}
+	}
+	return some
 }
 
 // groupOf are the expressions of a body that come from one of the source.
@@ -155,7 +189,7 @@ func groupOf(body ast.Body, expr *ast.Expr) []*ast.Expr {
 
 // ordered looks at `payload.x <= 5` and `payload.x >= 5`: values of different types are ordered too, so that some pass
 // that are no numbers.
-func (l *linter) ordered(expr *ast.Expr, negated bool, known aliases, around established) {
+func (l *linter) ordered(expr *ast.Expr, negated bool, known aliases, around, all established) {
 	if !expr.IsCall() || len(expr.Operands()) < 2 {
 		return
 	}
@@ -172,24 +206,47 @@ func (l *linter) ordered(expr *ast.Expr, negated bool, known aliases, around est
 	}
 	for i, operand := range expr.Operands()[:2] {
 		at, exact, ok := known.place(operand)
-		if _, text := expr.Operand(1 - i).Value.(ast.String); text || !ok || !exact || !inPayload(at) || around.typed[at] {
+		if !ok || !exact || !inPayload(at) || around.typed[at] {
 			continue
 		}
-		what, bounded := "null, true and false, which come before every number", around.above[at]
-		if i != small {
-			what, bounded = "texts, lists and objects, which come after every number", around.below[at]
+		other := l.holder.samples(expr.Operand(1-i), known, all)
+		if len(other) == 1 && other[0].kind != kindNumber && other[0].kind != kindText {
+			continue
 		}
-		if bounded {
+		text := len(other) == 1 && other[0].kind == kindText
+		what, passes := passing(text, i == small, at, around)
+		if !passes {
 			continue
 		}
 		written := textOf(operand.Location)
 		if written == "" || strings.ContainsAny(written, " (") {
 			written = at.String()
 		}
-		l.warn(warnUntypedOrder, expr,
-			fmt.Sprintf("`%s` is true for %s", textOf(expr.BaseCogeneratedExpr().Location), what),
-			fmt.Sprintf("write `is_number(%s)` on a line before", written))
+		hint := fmt.Sprintf("write `is_number(%s)` on a line before", written)
+		if text {
+			hint = fmt.Sprintf("write `is_string(%s)` on a line before", written)
+			if value := other[0].value; value != nil && numberText.MatchString(value.String()) {
+				hint = fmt.Sprintf("write `is_number(%s)` on a line before, and the number without quotes: %s",
+					written, strings.Trim(value.String(), `"`))
+			}
+		}
+		l.warn(warnUntypedOrder, expr, fmt.Sprintf("`%s` is true for %s", textOf(expr.BaseCogeneratedExpr().Location), what), hint)
 		return
+	}
+}
+
+// passing is what passes a comparison with a number or a text although it is none; false when a bound on the other side
+// keeps it out.
+func passing(text, small bool, at place, around established) (what string, passes bool) {
+	switch {
+	case text && small:
+		return "numbers, null, true and false, which come before every text", !around.aboveText[at]
+	case text:
+		return "lists and objects, which come after every text", !around.belowText[at]
+	case small:
+		return "null, true and false, which come before every number", !around.above[at]
+	default:
+		return "texts, lists and objects, which come after every number", !around.below[at]
 	}
 }
 
@@ -236,7 +293,7 @@ func (l *linter) neverTrue() {
 	for _, name := range sortedKeys(l.c.modules) {
 		for _, rule := range l.c.compiler.Modules[name].Rules {
 			for one := rule; one != nil && !rule.Default; one = one.Else {
-				if found := finder.body(one.Body, aliases{}); found != nil {
+				if found := finder.body(one.Body, aliases{}); found != nil && !l.said(warnMixedOrder, found.expr) {
 					l.warn(warnNeverTrue, found.expr, found.message, found.hint)
 				}
 			}

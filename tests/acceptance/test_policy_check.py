@@ -200,6 +200,12 @@ WARNED: Final[dict[str, tuple[str, str, str]]] = {
         "untyped_order",
         "is_number(input.message.payload.age)",
     ),
+    "a number before a text": ('admit if input.clock.hour < "18"', "mixed_order", "without quotes: 18"),
+    "a field before a text": (
+        'admit if input.message.payload.trip < "18"',
+        "untyped_order",
+        "`is_number(input.message.payload.trip)` on a line before, and the number without quotes: 18",
+    ),
     "in a function": (
         'admit if open(input.message.payload)\n\nopen(p) if not p.kind == "secret"',
         "negation_true",
@@ -340,6 +346,20 @@ def test_an_empty_list_admits_nobody(check: Check) -> None:
     rule = "admit if input.sender.id in data.bus.rules.it.names"
     assert set(kinds(check(rule, data={"it": {"names": []}}))) == {"never_true", "never_admits"}
     assert kinds(check(rule, data={"it": {"names": ["desk"]}})) == []
+
+
+def test_a_limit_that_is_a_text_is_named_with_its_file(check: Check) -> None:
+    """In Rego's order a number comes before every text: such a limit lets everything pass."""
+    rule = (
+        "admit if {\n\tbooked := input.message.payload.booked\n\tis_number(booked)\n"
+        "\tbooked < data.bus.rules.it.highest\n}"
+    )
+    checked = check(rule, data={"it": {"highest": "3"}})
+    assert (checked["ok"], kinds(checked)) == (True, ["mixed_order"])
+    warning = next(warning for warning in checked["warnings"] if warning["kind"] == "mixed_order")
+    assert "is always true" in warning["message"]
+    assert 'write the number without quotes in bus/rules/it/data.json: `"highest": 3`' in warning["hint"]
+    assert kinds(check(rule, data={"it": {"highest": 3}})) == []
 
 
 @pytest.mark.parametrize(
