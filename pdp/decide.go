@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"runtime/debug"
@@ -101,7 +102,7 @@ func (c *constitution) evaluate(input []byte, left time.Duration, options ...reg
 	case topdown.IsCancel(err):
 		return nil, &failure{Code: "policy_timeout", Message: "the evaluation passed its deadline"}
 	case err != nil:
-		return nil, &failure{Code: "policy_error", Message: err.Error()}
+		return nil, &failure{Code: "policy_error", Message: c.errorText(err)}
 	case len(results) == 0:
 		return nil, nil
 	case len(results) > 1 || len(results[0].Expressions) != 1:
@@ -114,4 +115,15 @@ func (c *constitution) evaluate(input []byte, left time.Duration, options ...reg
 		return nil, &failure{Code: "policy_error", Message: "the decision cannot be written as JSON: " + err.Error()}
 	}
 	return bytes.TrimRight(out.Bytes(), "\n"), nil
+}
+
+// errorText is what OPA says, in its form: `file:row: code: message`.
+func (c *constitution) errorText(err error) string {
+	var broken *topdown.Error
+	if errors.As(err, &broken) {
+		if text := conflictText(c.compiler, broken); text != "" {
+			return fmt.Sprintf("%s:%d: %s: %s", broken.Location.File, broken.Location.Row, broken.Code, text)
+		}
+	}
+	return err.Error()
 }

@@ -143,6 +143,9 @@ func (a *asker) errorIn(ref ast.Ref, input ast.Value) *explainedError {
 		return answer
 	}
 	answer.Message = broken.Message
+	if text := conflictText(a.compiler, broken); text != "" {
+		answer.Message = text
+	}
 	if broken.Location != nil {
 		answer.At = a.whereBroken(term, input, broken.Location)
 	}

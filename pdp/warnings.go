@@ -20,6 +20,8 @@ const (
 	warnNeverAdmits       = "never_admits"
 	warnAlwaysAdmits      = "always_admits"
 	warnConflicting       = "conflicting"
+	warnCore              = "core"
+	warnPart              = "part"
 	warnUntested          = "untested"
 	warnTestAsksDecision  = "test_asks_decision"
 )
@@ -54,6 +56,8 @@ func (c *constitution) warnings() []problem {
 	}
 	l.admitting()
 	l.conflicting()
+	l.core()
+	l.parts()
 	return l.r.problems
 }
 
@@ -320,32 +324,6 @@ func (l *linter) admitting() {
 			}
 		}
 	}
-}
-
-// conflicting names rules that have two values at once, which ends every evaluation that asks for them in an error.
-func (l *linter) conflicting() {
-	for _, file := range sortedKeys(l.c.modules) {
-		rules := l.c.compiler.Modules[file].Rules
-		for i, rule := range rules {
-			for _, other := range rules[:i] {
-				if !isPlain(rule) || !isPlain(other) || !rule.Ref().Equal(other.Ref()) || rule.Head.Value.Equal(other.Head.Value) {
-					continue
-				}
-				if rule.Body.Equal(other.Body) || isUnconditional(rule.Body) && isUnconditional(other.Body) {
-					l.r.kind(warnConflicting, rule.Location,
-						fmt.Sprintf("%s is %s here and %s in line %d at the same time: asking for it is an error",
-							rule.Head.Name, rule.Head.Value, other.Head.Value, other.Location.Row),
-						"give it one value, `default` for the one that is to hold otherwise, or conditions that exclude each other")
-				}
-			}
-		}
-	}
-}
-
-// isPlain says that a rule has one value, which is written out.
-func isPlain(rule *ast.Rule) bool {
-	return !rule.Default && rule.Else == nil && len(rule.Head.Args) == 0 && rule.Head.RuleKind() == ast.SingleValue &&
-		rule.Ref().IsGround() && ast.IsConstant(rule.Head.Value.Value)
 }
 
 func isUnconditional(body ast.Body) bool {

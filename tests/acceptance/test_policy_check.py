@@ -235,6 +235,32 @@ WARNED: Final[dict[str, tuple[str, str, str]]] = {
     "object.get of a path": ('admit if object.get(input, ["sender", "rolez"], []) == []', "unknown_field", '"roles"?'),
     "everything": ("admit if true", "always_admits", "admit if {"),
     "two values": ('admit if input.message.id\n\ncode := "a"\n\ncode := "b"', "conflicting", "default"),
+    "one value and sometimes another": (
+        'admit if input.message.hops < 3\n\ncode := "a"\n\ncode := "b" if input.message.priority > 2',
+        "conflicting",
+        "`default` for the one that is to hold otherwise",
+    ),
+    "what nobody could approve": (
+        'admit if input.message.hops < 3\n\nhold contains {"approvers": 1, "roles": []} if admit',
+        "part",
+        '"roles": ["finance"]',
+    ),
+    "a hold without contains": (
+        'admit if input.message.hops < 3\n\nhold := {"roles": ["finance"]} if admit',
+        "part",
+        "write `hold contains {…}`",
+    ),
+    "a scope that is not there": (
+        'admit if input.message.hops < 3\n\nremember contains {"scope": "conv", "key": "n", "add": 1} if admit',
+        "part",
+        'did you mean "conversation"?',
+    ),
+    "an obligation that the bus cannot keep": (
+        'admit if input.message.hops < 3\n\nobligations contains {"type": "encrypt"} if admit',
+        "part",
+        "it is one of deliver_only_to, handler_timeout, redact",
+    ),
+    "a misspelt part": ('admit if input.message.hops < 3\n\nremeddy := "later"', "part", "did you mean `remedy`?"),
 }
 
 
@@ -346,6 +372,18 @@ def test_an_empty_list_admits_nobody(check: Check) -> None:
     rule = "admit if input.sender.id in data.bus.rules.it.names"
     assert set(kinds(check(rule, data={"it": {"names": []}}))) == {"never_true", "never_admits"}
     assert kinds(check(rule, data={"it": {"names": ["desk"]}})) == []
+
+
+@pytest.mark.parametrize(
+    "text", ['allow if input.sender.id == "boss"', 'decision := {"allow": true} if input.sender.id == "boss"']
+)
+def test_a_second_file_that_goes_round_the_rules_is_named(text: str, check: Check) -> None:
+    """Such a message travels without every listed rule admitting it: it can be activated, and is said."""
+    checked = check("admit if input.message.hops < 3", files={"bus/extra.rego": f"package bus\n\n{text}\n"})
+    assert (checked["ok"], kinds(checked)) == (True, ["core"])
+    warning = next(warning for warning in checked["warnings"] if warning["kind"] == "core")
+    assert (warning["file"], warning["row"], warning["text"]) == ("bus/extra.rego", 3, text)
+    assert "without every listed rule admitting it" in warning["message"]
 
 
 def test_a_limit_that_is_a_text_is_named_with_its_file(check: Check) -> None:
