@@ -19,12 +19,51 @@ A refusal is an answer, not an exception; it is raised only where the caller ask
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from enhanced_agent_bus.outcome import Outcome, Receipt
+
+
+#: Of pydantic's errors, by type, in words for people who write JSON or TOML; {…} are the error's own values.
+_WORDS: Final[Mapping[str, str]] = {
+    "missing": "it is missing",
+    "extra_forbidden": "there is no such key",
+    "literal_error": "it has to be {expected}",
+    "bool_type": "it has to be true or false",
+    "bool_parsing": "it has to be true or false",
+    "string_type": "it has to be a string",
+    "int_type": "it has to be a whole number",
+    "int_parsing": "it has to be a whole number",
+    "int_from_float": "it has to be a whole number",
+    "float_type": "it has to be a number",
+    "float_parsing": "it has to be a number",
+    "finite_number": "it has to be a number that is not endless",
+    "tuple_type": "it has to be a list",
+    "list_type": "it has to be a list",
+    "model_type": "it has to be an object",
+    "model_attributes_type": "it has to be an object",
+    "greater_than": "it has to be more than {gt}",
+    "greater_than_equal": "it has to be {ge} or more",
+    "less_than": "it has to be less than {lt}",
+    "less_than_equal": "it has to be {le} or less",
+    "too_short": "it needs {min_length} or more items",
+    "too_long": "it can have {max_length} items at most",
+    "string_too_long": "it can have {max_length} characters at most",
+    "string_pattern_mismatch": "it is not written as it has to be ({pattern})",
+    "value_error": "{error}",
+}
+
+
+def in_words(found: Mapping[str, Any]) -> str:
+    """What one of pydantic's errors says."""
+    words = _WORDS.get(str(found["type"]))
+    if words is None:
+        return str(found["msg"]).removeprefix("Value error, ").replace("Input should be", "it has to be")
+    return words.format_map(found.get("ctx") or {})
 
 
 class BusError(Exception):

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from enhanced_agent_bus.errors import ConfigInvalid
+from enhanced_agent_bus.errors import ConfigInvalid, in_words
 
 PREFIX = "EAB_"
 EMBEDDED = "embedded"
@@ -219,8 +219,9 @@ def _explained(error: ValidationError) -> ConfigInvalid:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
-        why = first["msg"].removeprefix("Value error, ")
-        return ConfigInvalid(f"the setting {where} cannot be used: {why}", remedy=_what_may_be(first["loc"]))
+        return ConfigInvalid(
+            f"the setting {where} cannot be used: {in_words(first)}", remedy=_what_may_be(first["loc"])
+        )
     known = _known_keys()
     near = difflib.get_close_matches(where, known, n=1, cutoff=0.0)
     return ConfigInvalid(f"there is no setting {where}", remedy=f"did you mean {near[0]}?")

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from enhanced_agent_bus.errors import in_words
 from enhanced_agent_bus.verdict import Answer, Hold, Reason, Refusal, Remember, Ruling
 
 REASONS_MAX: Final = 32
@@ -171,8 +172,11 @@ def deliver_elsewhere(answer: Ruling, recipient: str) -> Refusal | None:
 
 def _malformed(what: str, error: ValidationError) -> Refusal:
     first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(part) for part in first["loc"])[:WHERE_CHARS_MAX]
-    return Refusal("policy_malformed", f"{what} {where}: {first['msg']}", MALFORMED_REMEDY)
+    place, words = first["loc"], in_words(first)
+    if "value" in place[:-1]:  # behind it pydantic says which of its types was tried
+        place, words = place[: place.index("value") + 1], "it has to be a string, or a number up to ±(2^53-1)"
+    where = ".".join(str(part) for part in place)[:WHERE_CHARS_MAX]
+    return Refusal("policy_malformed", f"{' '.join(filter(None, (what, where)))}: {words}", MALFORMED_REMEDY)
 
 
 def _told(answer: Answer) -> str:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from enhanced_agent_bus.admission.signature import remedy_for
 from enhanced_agent_bus.errors import ConstitutionRejected
 from enhanced_agent_bus.ports import Checked, Clock, Loaded, Marks, PolicyEngine, Problem, Verified
 
@@ -58,7 +59,7 @@ class Constitutions:
             )
         await self._require_signed(path)
         first = await self._engine.check(path)
-        _require(first, path)
+        require_passed(first, path)
         self.require_fresh(first.not_after, first.digest, first.revision)
         if self._trust:
             self._require_newer(first)
@@ -87,7 +88,7 @@ class Constitutions:
             raise ConstitutionRejected(
                 f"the constitution at {path} was rejected: {verified.message}",
                 reason=verified.reason,
-                remedy="sign the bundle with `eab policy sign`, with the key of one that constitution.trust names",
+                remedy=remedy_for(verified, path),
                 digest=verified.digest or digest,
             )
         return verified
@@ -143,11 +144,8 @@ class Constitutions:
         """Raises: ConstitutionRejected(expired), past `metadata.eab.not_after`."""
         if not_after is None:
             return
-        try:
-            end = datetime.fromisoformat(not_after)
-        except ValueError:
-            end = None
-        if end is None or end.tzinfo is None:
+        end = end_of(not_after)
+        if end is None:
             raise ConstitutionRejected(
                 f"not_after {not_after!r} of {digest} is no RFC 3339 time",
                 reason="invalid",
@@ -155,7 +153,7 @@ class Constitutions:
                 digest=digest,
                 revision=revision,
             )
-        if self._clock.now_us() >= end.astimezone(UTC).timestamp() * 1e6:
+        if self._clock.now_us() >= end.timestamp() * 1e6:
             raise ConstitutionRejected(
                 f"the constitution {digest} expired at {not_after}",
                 reason="expired",
@@ -165,7 +163,17 @@ class Constitutions:
             )
 
 
-def _require(checked: Checked, path: Path) -> None:
+def end_of(not_after: str) -> datetime | None:
+    """When a constitution expires; None for what is no RFC 3339 time."""
+    try:
+        end = datetime.fromisoformat(not_after)
+    except ValueError:
+        return None
+    return end.astimezone(UTC) if end.tzinfo is not None else None
+
+
+def require_passed(checked: Checked, path: Path) -> None:
+    """Raises: ConstitutionRejected, with every problem that was found."""
     if checked.ok:
         return
     first = checked.problems[0] if checked.problems else Problem("invalid", "tests failed")

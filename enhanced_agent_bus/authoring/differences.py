@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,9 @@ def _values(path: Sequence[str], old: Json, new: Json) -> Iterator[dict[str, Jso
     """Objects key by key; whatever else differs, whole."""
     if not isinstance(old, dict) or not isinstance(new, dict):
         if _text(old) != _text(new):
-            yield {"path": _ref(path), "change": "changed", "from": old, "to": new}
+            lists = isinstance(old, list) and isinstance(new, list)
+            items = {"added": _without(new, old), "removed": _without(old, new)} if lists else {}
+            yield {"path": _ref(path), "change": "changed", "from": old, "to": new, **items}
         return
     for key in sorted({*old, *new}):
         if key not in old:
@@ -114,6 +117,18 @@ def _values(path: Sequence[str], old: Json, new: Json) -> Iterator[dict[str, Jso
             yield {"path": _ref([*path, key]), "change": "removed", "from": old[key]}
         else:
             yield from _values([*path, key], old[key], new[key])
+
+
+def _without(some: list[Json], others: list[Json]) -> list[Json]:
+    """The items of one list that another one has not, or not as often."""
+    left = Counter(map(_text, others))
+    found = []
+    for item in some:
+        if left[_text(item)]:
+            left[_text(item)] -= 1
+        else:
+            found.append(item)
+    return found
 
 
 def _text(value: Json) -> str:

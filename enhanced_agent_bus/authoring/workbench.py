@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 from enhanced_agent_bus.authoring.answers import Explained, Tested
 from enhanced_agent_bus.engines.worker import WorkerEngine
-from enhanced_agent_bus.ports import Checked
+from enhanced_agent_bus.ports import Checked, Verified
 
 
 class BadPattern(ValueError):
@@ -21,9 +21,13 @@ class Workbench:
     def __init__(self, engine: WorkerEngine) -> None:
         self._engine = engine
 
-    async def check(self, path: Path) -> Checked:
+    async def check(self, path: Path, *, warnings: bool = True) -> Checked:
         """Every activation check, and warnings. Raises: ConstitutionRejected, when it cannot even be read."""
-        return await self._engine.check(path, warnings=True)
+        return await self._engine.check(path, warnings=warnings)
+
+    async def verify(self, path: Path, keys: Sequence[str]) -> Verified:
+        """Whether one of these public keys (PEM) has signed a bundle. Raises: ConstitutionRejected."""
+        return await self._engine.verify(path, keys)
 
     async def hash(self, path: Path) -> str:
         """The constitutional hash. Raises: ConstitutionRejected."""

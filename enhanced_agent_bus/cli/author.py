@@ -21,7 +21,16 @@ if TYPE_CHECKING:
     from enhanced_agent_bus.ports import Problem
 
 T = TypeVar("T")
-Constitution = Annotated[Path, typer.Argument(metavar="PATH", help="A folder or a bundle.tar.gz.")]
+
+
+def named_path(name: str | Path) -> Path:
+    """Raises: CliError for an empty name, which would mean the current folder to Python, and a mistake to a shell."""
+    if str(name):
+        return Path(name)
+    raise CliError("the path of the constitution is empty", remedy="name a folder or a bundle.tar.gz", code="file")
+
+
+Constitution = Annotated[Path, typer.Argument(metavar="PATH", parser=named_path, help="A folder or a bundle.tar.gz.")]
 
 HIDDEN: Final = "(hidden; --payload shows it)"
 VALUE_CHARS_MAX: Final = 400

@@ -21,7 +21,7 @@ from enhanced_agent_bus.cli.feed import Feed, Tally
 from enhanced_agent_bus.cli.lines import BadLine, LineReader
 from enhanced_agent_bus.cli.loading import App, choose_constitution, policies_beside
 from enhanced_agent_bus.cli.progress import Progress
-from enhanced_agent_bus.cli.reading import status_at_rest
+from enhanced_agent_bus.cli.reading import not_taken, status_at_rest
 from enhanced_agent_bus.cli.render import counted, echo, quoted, safe
 from enhanced_agent_bus.cli.session import Session
 from enhanced_agent_bus.clock import FixedClock
@@ -96,10 +96,10 @@ async def carry_out(plan: Plan, *, quiet: bool) -> Result:
 
 
 async def _note_other_constitution(plan: Plan, active: str) -> None:
-    """Says so when the folder that a new home would have taken is not what decides in this one."""
-    folder = policies_beside(plan.app)
-    if folder is None or load_settings(plan.home).constitution.path is not None:
-        return
+    """Says so when the folder that the settings name, or a new home would have taken, is not what decides here."""
+    folder = load_settings(plan.home).constitution.path or policies_beside(plan.app)
+    if folder is None or not folder.is_dir() or not_taken(plan.home) is not None:
+        return  # what could not be taken was said at the start
     async with workbench() as bench:
         try:
             if await bench.hash(folder) == active:

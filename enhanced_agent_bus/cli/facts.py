@@ -31,7 +31,10 @@ def _scope(word: str) -> str:
 def list_(
     context: typer.Context,
     *,
-    scope: Annotated[str | None, typer.Option(metavar="SCOPE", help="Only agent, conversation or tenant.")] = None,
+    scope: Annotated[
+        str | None,
+        typer.Option(metavar="SCOPE", help="Only agent (sender and recipient mean it too), conversation or tenant."),
+    ] = None,
     owner: Annotated[str | None, typer.Option(metavar="OWNER", help="Only of this one.")] = None,
 ) -> None:
     """List facts; reads only.
@@ -52,7 +55,7 @@ def list_(
     )
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})  # -5 is a number here, and no option
 def put(
     context: typer.Context,
     scope: Scope,
@@ -64,15 +67,21 @@ def put(
 
     Example: eab facts put agent desk cleared yes
     """
+    from enhanced_agent_bus.cli.reading import remembered_agents
+
     session = session_of(context)
+    kind, said = _scope(scope), _value(value)
+    if kind == "agent" and owner not in (row["id"] for row in remembered_agents(session.existing_home())):
+        remedy = "`eab agents` lists who is; an application registers agents when it runs"
+        raise unknown_id(f"nobody is registered as {owner!r}", remedy)
     try:
-        change(session, "put_fact", {"scope": _scope(scope), "owner": owner, "key": key, "value": _value(value)})
+        change(session, "put_fact", {"scope": kind, "owner": owner, "key": key, "value": said})
     except ValueError as error:
         raise CliError(f"the fact {key!r} cannot be written: {error}") from None
     if session.json:
-        print_json({"scope": _scope(scope), "owner": owner, "key": key, "value": _value(value)})
+        print_json({"scope": kind, "owner": owner, "key": key, "value": said})
     else:
-        echo(safe(f"{_scope(scope)} {owner}: {key} has {compact(_value(value))}"))
+        echo(safe(f"{kind} {owner}: {key} has {compact(said)}"))
 
 
 def _value(text: str) -> str | int | float:
@@ -80,6 +89,10 @@ def _value(text: str) -> str | int | float:
     try:
         value = json.loads(text)
     except ValueError:
+        if text.startswith("-"):  # an option that there is not, rather than a value
+            raise CliError(
+                f"there is no option {text}", remedy=f"""a text that begins with - is written as JSON: '"{text}"'"""
+            ) from None
         return text
     if isinstance(value, str | int | float) and not isinstance(value, bool):
         return value

@@ -124,8 +124,10 @@ def report(error: BaseException, *, as_json: bool, command: str | None = None) -
         echo(json.dumps({"error": document}), error=True)
         return status
     echo(f"eab: {safe(document['message'])}", error=True)
-    details = document.get("details", ())
-    for detail in details if len(details) > 1 else ():  # a single one is in the message already
+    first, *others = document.get("details") or [{}]  # the first is in the message already
+    if first.get("hint") and first["hint"] not in document["remedy"]:
+        echo(safe(f"     {first['hint']}"), error=True)
+    for detail in others:
         echo(_detail_line(detail), error=True)
     if document["remedy"]:
         echo(f"     {safe(document['remedy'])}", error=True)

@@ -30,7 +30,8 @@ from enhanced_agent_bus.cli.render import counted, echo, print_json, print_json_
 from enhanced_agent_bus.cli.session import session_of
 
 if TYPE_CHECKING:
-    from enhanced_agent_bus.ports import Checked, Problem
+    from enhanced_agent_bus.authoring.workbench import Workbench
+    from enhanced_agent_bus.ports import Checked, Problem, Verified
 
 SHOWN_MAX = 20
 #: Said once for a constitution: it holds whatever its tests say.
@@ -63,19 +64,65 @@ def check(
 
     Example: eab policy check policies
     """
-    checked = at_workbench(lambda bench: bench.check(existing(path)))
-    if session_of(context).json:
-        print_json(_checked_document(checked))
+    session = session_of(context)
+    checked, signature = at_workbench(lambda bench: _looked_at(bench, existing(path), session.home))
+    if session.json:
+        print_json(_checked_document(checked) | {"signature": signature})
     else:
         _show_problems(checked.problems)
         if checked.ok:
             _show_checked(checked)
+            if signature is not None:
+                echo(safe(signature["message"]))
+                echo()
         _show_problems(checked.warnings, kind="warning: ")
         if checked.ok:
             echo(f"note: {named(STOCK_TEST_NOTE)}")
         _show_verdict(path, checked)
     found = not checked.ok or (strict_warnings and checked.warnings)
     return faults.FOUND if found else faults.DONE
+
+
+async def _looked_at(bench: Workbench, path: Path, home: Path) -> tuple[Checked, dict[str, Any] | None]:
+    """Every check of an activation now and in this home; of a bundle, what its signature is worth there."""
+    from enhanced_agent_bus.ports import Problem
+
+    checked = _aged(await bench.check(path))
+    if path.is_dir():
+        return checked, None
+    from enhanced_agent_bus.admission.signature import remedy_for
+    from enhanced_agent_bus.authoring import signing
+    from enhanced_agent_bus.settings import load_settings
+
+    keys = [signing.public_pem(key) for key in load_settings(home).constitution.trust]
+    if not keys:
+        said = "it is signed, and constitution.trust names no key that would verify it"
+        return checked, _signature(checked, None, said if checked.signed else "it is not signed")
+    verified = await bench.verify(path, keys)
+    if verified.ok:
+        return checked, _signature(checked, verified, "it is signed by a key that constitution.trust names")
+    problem = Problem(verified.reason, verified.message, hint=remedy_for(verified, path))
+    checked = dataclasses.replace(checked, ok=False, problems=(*checked.problems, problem))
+    return checked, _signature(checked, verified, verified.message)
+
+
+def _signature(checked: Checked, verified: Verified | None, message: str) -> dict[str, Any]:
+    return {"signed": checked.signed, "trusted": None if verified is None else verified.ok, "message": message}
+
+
+def _aged(checked: Checked) -> Checked:
+    """With what the machine's time says about it."""
+    from datetime import UTC, datetime
+
+    from enhanced_agent_bus.admission.constitution import end_of
+    from enhanced_agent_bus.ports import Problem
+
+    end = None if checked.not_after is None else end_of(checked.not_after)
+    if end is None or datetime.now(UTC) < end:
+        return checked
+    hint = "write a later not_after, under a higher revision"
+    problem = Problem("expired", f"it expired at {checked.not_after}", file=".manifest", hint=hint)
+    return dataclasses.replace(checked, ok=False, problems=(*checked.problems, problem))
 
 
 def _checked_document(checked: Checked) -> dict[str, Any]:
@@ -156,7 +203,7 @@ def build(
 ) -> None:
     """Write a folder as a bundle.
 
-    The same files give the same bytes, whoever builds it.
+    The same files give the same bytes, whoever builds it. What could not be activated is not built.
 
     Example: eab policy build policies -o bundle.tar.gz
     """
@@ -164,11 +211,21 @@ def build(
     if output.is_dir() or not output.absolute().parent.is_dir():
         remedy = "name a file in a folder that exists"
         raise CliError(f"a bundle cannot be written to {output}", remedy=remedy, code="file")
-    digest = at_workbench(lambda bench: bench.pack(path, output))
+    digest = at_workbench(lambda bench: _build(bench, path, output))
     if session_of(context).json:
         print_json({"bundle": str(output), "digest": digest, "bytes": output.stat().st_size})
     else:
         echo(f"wrote {safe(output)}, constitution {digest}")
+
+
+async def _build(bench: Workbench, path: Path, output: Path) -> str:
+    from enhanced_agent_bus.admission.constitution import require_passed
+
+    checked = await bench.check(path, warnings=False)
+    require_passed(checked, path)
+    if _aged(checked) is not checked:
+        echo(f"note: it expired at {safe(checked.not_after)}, so it cannot be activated any more", error=True)
+    return await bench.pack(path, output)
 
 
 @app.command()
@@ -189,6 +246,17 @@ def history(context: typer.Context) -> None:
         for entry in records
     ]
     print_table(("seq", "at", "event", "revision", "constitution", "reason"), rows, empty="nothing was ever activated")
+    refused = [entry for entry in records if entry.get("path")]
+    if refused:
+        echo()
+        print_table(("seq", "path", "why"), [(entry["seq"], entry["path"], _why(entry)) for entry in refused])
+
+
+def _why(entry: Mapping[str, Any]) -> str:
+    """The first problem's words."""
+    first: Mapping[str, Any] = next(iter(entry.get("details") or ()), {})
+    place = ":".join(str(first[key]) for key in ("file", "line") if first.get(key))
+    return ": ".join(part for part in (place, str(first.get("message", ""))) if part)
 
 
 def _event(entry: Mapping[str, Any]) -> str:

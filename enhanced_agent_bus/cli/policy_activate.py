@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from enhanced_agent_bus.cli.author import named_path
 from enhanced_agent_bus.cli.faults import CliError, unknown_id
 from enhanced_agent_bus.cli.render import echo, print_json
 from enhanced_agent_bus.cli.session import Session, change, session_of
@@ -21,7 +22,9 @@ def add_to(app: typer.Typer) -> None:
 
 def activate(
     context: typer.Context,
-    path: Annotated[Path | None, typer.Argument(metavar="PATH", help="A folder or a bundle.tar.gz.")] = None,
+    path: Annotated[
+        Path | None, typer.Argument(metavar="PATH", parser=named_path, help="A folder or a bundle.tar.gz.")
+    ] = None,
     *,
     percent: Annotated[int, typer.Option(metavar="N", min=1, max=100, help="In so many of 100 conversations.")] = WHOLE,
     max_refusals: Annotated[
@@ -56,7 +59,7 @@ def activate(
         raise CliError("a limit is for a roll-out by percentage", remedy=remedy)
     if not path.exists():
         raise CliError(f"there is no constitution at {path}", remedy="name a folder or a bundle.tar.gz", code="file")
-    _show(session, change(session, "activate", {"path": str(path.absolute()), "percent": percent, **limits}))
+    _show(session, change(session, "activate", {"path": str(path.resolve()), "percent": percent, **limits}))
 
 
 def _roll_back(session: Session) -> Any:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from enhanced_agent_bus.authoring.tally import Tally
     from enhanced_agent_bus.cli.recorded import Log
     from enhanced_agent_bus.engines.worker import WorkerEngine
+    from enhanced_agent_bus.ports import Loaded
 
 ROWS_SHOWN_MAX: Final = 20
 VALUE_CHARS_MAX: Final = 60
@@ -180,7 +181,7 @@ async def _diff(session: Session, log: Log | None, old: Path, new: Path) -> dict
             for number, path in enumerate((old, new)):
                 bundle = Path(folder) / f"{number}.tar.gz"
                 await engine.pack(path, bundle)
-                sides.append((bundle, Constitution(await engine.load(bundle), files_of(bundle))))
+                sides.append((bundle, Constitution(await _loaded(engine, bundle, path), files_of(bundle))))
             (old_bundle, old_side), (new_bundle, new_side) = sides
             found = differences(old_side, new_side)
             tally = None
@@ -191,6 +192,17 @@ async def _diff(session: Session, log: Log | None, old: Path, new: Path) -> dict
         for side, path, one in (("a", old, old_side), ("b", new, new_side))
     }
     return {**about, **found, "tally": tally}
+
+
+async def _loaded(engine: WorkerEngine, bundle: Path, path: Path) -> Loaded:
+    """Raises: ConstitutionRejected, which names the path that was given, not our copy."""
+    from enhanced_agent_bus.errors import ConstitutionRejected
+
+    try:
+        return await engine.load(bundle)
+    except ConstitutionRejected as error:
+        message = error.message.replace(str(bundle), str(path))
+        raise ConstitutionRejected(message, reason=error.reason, details=error.details, remedy=error.remedy) from None
 
 
 class Bar:
@@ -267,9 +279,7 @@ def show_differences(old: str, new: str, document: dict[str, Any]) -> None:
     _show_rows(("rule", "", "files"), rows)
     elsewhere = [one for one in document["files"] if not one["file"].startswith("bus/rules/")]
     _show_rows(("file", ""), [(one["file"], one["change"]) for one in elsewhere])
-    _show_rows(
-        ("data", "from", "to"), [(one["path"], _value(one, "from"), _value(one, "to")) for one in document["data"]]
-    )
+    _show_rows(("data", "from", "to"), [(one["path"], *_values(one)) for one in document["data"]])
     reads = [(path, how) for how in ("added", "removed") for path in document["reads"][how]]
     _show_rows(("reads", ""), reads)
     if rules["reordered"]:
@@ -292,9 +302,20 @@ def _file(one: dict[str, str]) -> str:
     return name if one["change"] == "changed" else f"{name} ({one['change']})"
 
 
-def _value(one: dict[str, Any], side: str) -> str:
-    text = compact(one[side]) if side in one else ""
-    return text if len(text) <= VALUE_CHARS_MAX else f"{text[: VALUE_CHARS_MAX - 4]} ..."
+def _values(one: dict[str, Any]) -> tuple[str, str]:
+    """Both sides; of lists what came and went, and of long values the part where they begin to differ."""
+    if one.get("added") or one.get("removed"):
+        lost, come = (", ".join(compact(item) for item in one[how]) for how in ("removed", "added"))
+        return _cut(f"without {lost}" if lost else ""), _cut(f"with {come}" if come else "")
+    old, new = (compact(one[side]) if side in one else "" for side in ("from", "to"))
+    same = next((n for n, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), 0)
+    start = max(0, same - VALUE_CHARS_MAX // 2) if max(len(old), len(new)) > VALUE_CHARS_MAX and old and new else 0
+    return _cut(old, start), _cut(new, start)
+
+
+def _cut(text: str, start: int = 0) -> str:
+    shown = f"... {text[start:]}" if start else text
+    return shown if len(shown) <= VALUE_CHARS_MAX else f"{shown[: VALUE_CHARS_MAX - 4]} ..."
 
 
 def show_compared(tally: Tally) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
+from enhanced_agent_bus.cli.author import Constitution
 from enhanced_agent_bus.cli.faults import CliError, unknown_id
 from enhanced_agent_bus.cli.render import counted, echo, print_json, print_table, safe
 from enhanced_agent_bus.cli.session import Session, ask_running, session_of
@@ -25,7 +25,7 @@ def add_to(policy: typer.Typer) -> None:
 @app.command()
 def start(
     context: typer.Context,
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A folder or a bundle.tar.gz.")],
+    path: Constitution,
     *,
     percent: Annotated[int, typer.Option(metavar="N", min=1, max=100, help="Of so many of 100 conversations.")] = 100,
 ) -> None:
@@ -38,7 +38,7 @@ def start(
     session = session_of(context)
     if not path.exists():
         raise CliError(f"there is no constitution at {path}", remedy="name a folder or a bundle.tar.gz", code="file")
-    report = _ask(session, "shadow_start", {"path": str(path.absolute()), "percent": percent})
+    report = _ask(session, "shadow_start", {"path": str(path.resolve()), "percent": percent})
     if session.json:
         print_json(report)
     else:

@@ -51,6 +51,9 @@ def sign(
     session = session_of(context)
     if not bundle.exists():
         raise CliError(f"there is no bundle at {bundle}", remedy="write one with `eab policy build`", code="file")
+    if bundle.is_dir() and output is None and not digest_only:
+        remedy = f"build it first: `eab policy build {bundle} -o bundle.tar.gz`"
+        raise CliError(f"{bundle} is a folder, and a signature is for a bundle", remedy=remedy, code="file")
     target = output or bundle
     if not digest_only and (target.is_dir() or not target.absolute().parent.is_dir()):
         raise CliError(
@@ -95,7 +98,11 @@ def _show_digest(session: Session, digest: str, wanted: bytes) -> None:
 
 
 def _home_key(session: Session) -> Path:
-    place = session.existing_home() / "keys" / "policy.key"
+    try:
+        place = session.existing_home() / "keys" / "policy.key"
+    except CliError as error:
+        remedy = "name the key with --key PEM, or a home that has one with --home DIR"
+        raise CliError(f"there is no key to sign with: {error.message}", remedy=remedy, code=error.code) from None
     if not place.is_file():
         raise CliError(f"there is no signing key at {place}", remedy="name one with --key PEM", code="file")
     return place

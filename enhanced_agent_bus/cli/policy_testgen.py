@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -14,6 +14,8 @@ from enhanced_agent_bus.cli.session import note_access, session_of
 if TYPE_CHECKING:
     from enhanced_agent_bus.authoring.questions import Decision
     from enhanced_agent_bus.authoring.testgen import Generated
+
+TEST_FILE: Final = "_test.rego"
 
 
 def add_to(app: typer.Typer) -> None:
@@ -89,6 +91,10 @@ def generate_test(
 def _require_new(output: Path) -> None:
     if output.exists():
         raise CliError(f"{output} is there already", remedy="name a new file: any name that ends in _test.rego will do")
+    if not output.name.endswith(TEST_FILE):
+        stem = output.name.removesuffix(".rego").removesuffix("_test") or "recorded"
+        right = output.with_name(f"{stem}{TEST_FILE}")
+        raise CliError(f"{output} is no name of a test file", remedy=f"name it {right}: any other file would decide")
     if not output.absolute().parent.is_dir():
         raise CliError(f"there is no folder {output.parent}", remedy="name a file in a folder that exists", code="file")
 

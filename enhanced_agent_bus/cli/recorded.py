@@ -12,6 +12,7 @@ import orjson
 
 from enhanced_agent_bus.admission.supposed import UNDECIDED
 from enhanced_agent_bus.authoring.questions import WHY, Decision, Unasked
+from enhanced_agent_bus.cli.author import named_path
 from enhanced_agent_bus.cli.faults import FOUND, CliError
 from enhanced_agent_bus.cli.reading import database, decision_record
 
@@ -127,7 +128,7 @@ def decision_named(home: Path, name: str) -> Decision:
 
 def constitution_named(home: Path, name: str) -> Path:
     """A folder or bundle, or the constitution of the home with this digest. Raises: CliError."""
-    path = Path(name)
+    path = named_path(name)
     if path.exists():
         return path
     kept = kept_constitution(home, name)

@@ -161,6 +161,7 @@ def test_who_read_the_payload_is_recorded(folder: Path) -> None:
         (["desk/over", "--rule", "no_rule"], 1, "its rules are cap"),
         (["desk/over", "-o", "policies/bus/main.rego"], 2, "is there already"),
         (["desk/over", "-o", "nowhere/a_test.rego"], 2, "nowhere"),
+        (["desk/over", "-o", "policies/bus/over.rego"], 2, "policies/bus/over_test.rego"),
         (["desk/over", "--home", "elsewhere"], 2, "elsewhere"),
         ([], 2, "ID"),
     ],
