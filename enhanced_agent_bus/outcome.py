@@ -195,6 +195,7 @@ class ShadowReport:
     dropped: int
     same: int
     other_reasons: int  # of them: the same verdict for other reasons
+    other_facts: int  # of those compared: it would remember something else
     flips: dict[str, int]
     errors: dict[str, int]
     rules: dict[str, int]

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import orjson
 
 from enhanced_agent_bus.admission.answer import ruling
-from enhanced_agent_bus.admission.supposed import ERRORS, Supposed, suppose
+from enhanced_agent_bus.admission.supposed import ERRORS, Supposed, in_order, left_behind, suppose
 from enhanced_agent_bus.admission.trial import WHOLE, is_among
 from enhanced_agent_bus.outcome import Divergence
 from enhanced_agent_bus.verdict import Answer, Reason, Refusal, Ruling
 
 if TYPE_CHECKING:
     from enhanced_agent_bus.admission.chain import Active, Decided
+    from enhanced_agent_bus.admission.facts import Added
     from enhanced_agent_bus.admission.sight import Sight
     from enhanced_agent_bus.ports import PolicyEngine
 
@@ -43,6 +44,7 @@ class _Seen(NamedTuple):
     verdict: str
     code: str | None
     reasons: tuple[Reason, ...]
+    added: Sequence[Added]
     sight: Sight
 
 
@@ -59,6 +61,7 @@ class Shadow:
         self.compared = 0
         self.same = 0
         self.other_reasons = 0
+        self.other_facts = 0
         self.flips: Counter[str] = Counter()
         self.errors: Counter[str] = Counter()
         self.rules: Counter[str] = Counter()
@@ -84,7 +87,14 @@ class Shadow:
             return
         self._bytes += len(envelope.body)
         self._waiting.append(
-            _Seen(decided.decision_id, decided.verdict, decided.code, decided.reasons, sight.under(self.candidate))
+            _Seen(
+                decided.decision_id,
+                decided.verdict,
+                decided.code,
+                decided.reasons,
+                decided.added,
+                sight.under(self.candidate),
+            )
         )
         self._some.set()
         self._idle.clear()
@@ -142,8 +152,10 @@ class Shadow:
         self._compare(seen, found)
 
     def _compare(self, seen: _Seen, found: Ruling | Refusal) -> None:
-        would = suppose(seen.sight.document(), found)
+        document = seen.sight.document()
+        would = suppose(document, found)
         self.compared += 1
+        self.other_facts += in_order(seen.added) != left_behind(document, found, would)
         if would.code in ERRORS:
             self.errors[str(would.code)] += 1
             self._diverged(seen, would)

@@ -6,13 +6,14 @@ ticket. `authoring` replays recorded decisions with it, and a shadow compares wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, Literal, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from enhanced_agent_bus.admission.answer import deliver_elsewhere
-from enhanced_agent_bus.admission.facts import AGENT, CONVERSATION, RESERVED, TENANT, Number, Values, put_in
+from enhanced_agent_bus.admission.facts import AGENT, CONVERSATION, RESERVED, TENANT, Added, Number, Values, put_in
 from enhanced_agent_bus.verdict import Approval, Hold, Reason, Refusal, Remember, Ruling
 
+Facts: TypeAlias = tuple[Added, ...]
 Verdict = Literal["allow", "hold", "refuse"]
 
 #: Codes of a refusal that says nothing about the message: the policy could not be asked, or not in time.
@@ -49,6 +50,19 @@ def suppose(document: Mapping[str, Any], answer: Ruling | Refusal) -> Supposed:
     return _ALLOWED
 
 
+def left_behind(document: Mapping[str, Any], answer: Ruling | Refusal, would: Supposed) -> Facts:
+    """The facts that it would add, in one order: only an allow adds any."""
+    if would.verdict != "allow" or not isinstance(answer, Ruling) or not answer.remember:
+        return ()
+    owners = _owners(document)
+    return in_order((*owners[note.scope], note.key, note.value, note.add) for note in answer.remember)
+
+
+def in_order(added: Iterable[Added]) -> Facts:
+    """So that two lists of the same facts are equal."""
+    return tuple(sorted(added, key=repr))
+
+
 def _refused(refusal: Refusal) -> Supposed:
     reasons = refusal.reasons or (Reason("", refusal.code, refusal.message, refusal.remedy),)
     return Supposed("refuse", refusal.code, reasons)
@@ -61,12 +75,7 @@ def _waits(document: Mapping[str, Any], holds: Sequence[Hold]) -> bool:
 
 def _forgets(document: Mapping[str, Any], remember: Sequence[Remember]) -> Refusal | None:
     """Why these facts cannot be added to those that the message saw, if they cannot."""
-    owners = {
-        "sender": (AGENT, document["sender"]["id"]),
-        "recipient": (AGENT, document["recipient"]["id"]),
-        "conversation": (CONVERSATION, document["message"]["conversation"]),
-        "tenant": (TENANT, document["sender"]["tenant"]),
-    }
+    owners = _owners(document)
     known: dict[tuple[str, str], dict[str, Number | Values]] = {}
     for scope, owner in owners.items():
         facts = known.setdefault(owner, {})
@@ -78,3 +87,13 @@ def _forgets(document: Mapping[str, Any], remember: Sequence[Remember]) -> Refus
         if refusal is not None:
             return refusal
     return None
+
+
+def _owners(document: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Whose facts a scope means, as the ledger names them."""
+    return {
+        "sender": (AGENT, document["sender"]["id"]),
+        "recipient": (AGENT, document["recipient"]["id"]),
+        "conversation": (CONVERSATION, document["message"]["conversation"]),
+        "tenant": (TENANT, document["sender"]["tenant"]),
+    }

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from enhanced_agent_bus.admission.answer import ruling
-from enhanced_agent_bus.admission.supposed import UNDECIDED, Supposed, suppose
+from enhanced_agent_bus.admission.supposed import UNDECIDED, Facts, Supposed, left_behind, suppose
 from enhanced_agent_bus.authoring.questions import Decision, Law, Unasked
 from enhanced_agent_bus.authoring.tally import Tally
 from enhanced_agent_bus.engines.worker import WorkerEngine
@@ -99,8 +99,8 @@ class Asking:
         self._read: dict[bytes, Ruling | Refusal] = {}
         self.evaluated = 0
 
-    async def ask(self, law: Law, decision: Decision) -> Supposed:
-        """What would be decided under this constitution."""
+    async def ask(self, law: Law, decision: Decision) -> tuple[Supposed, Facts]:
+        """What would be decided under this constitution, and which facts would be added."""
         document = decision.document if law.digest == decision.constitution else decision.under(law)
         key = law.key(decision, document)
         known = self._known.get(key) if key is not None else None
@@ -121,7 +121,8 @@ class Asking:
         elif known.answer is None and known.done is not None:
             await known.done.wait()
         assert known.answer is not None
-        return suppose(document, known.answer)
+        would = suppose(document, known.answer)
+        return would, left_behind(document, known.answer, would)
 
     async def _evaluate(self, law: Law, decision: Decision, document: dict[str, object]) -> Ruling | Refusal:
         question = decision.question(document)
@@ -194,14 +195,15 @@ async def backtest(
 
 async def _compare(asking: Asking, laws: Laws, tally: Tally, decision: Decision, new: Law, old: Law | None) -> None:
     if old is not None:
-        before = await asking.ask(old, decision)
+        before, facts = await asking.ask(old, decision)
     else:
         with laws.in_use(decision.constitution):
             law = await laws.find(decision.constitution)
             if isinstance(law, str):
                 tally.unasked(Unasked(decision.seq, decision.message_id, law))
                 return
-            before = await asking.ask(law, decision)
+            before, facts = await asking.ask(law, decision)
         if not tally.replayed(decision, before):
             return
-    tally.compared(decision, before, await asking.ask(new, decision))
+    after, other_facts = await asking.ask(new, decision)
+    tally.compared(decision, before, after, other_facts=facts != other_facts)

@@ -72,6 +72,7 @@ class Tally:
         self._tenants = Counts("tenant", "from", "to")
         self._errors = Counts("code")
         self._other_reasons = Count()
+        self._other_facts = Count()
         self._flipped: dict[str, int] = {}
 
     def unasked(self, one: Unasked) -> None:
@@ -102,11 +103,13 @@ class Tally:
             )
         return False
 
-    def compared(self, decision: Decision, before: Supposed, after: Supposed) -> None:
-        """What a decision would have been under the candidate."""
+    def compared(self, decision: Decision, before: Supposed, after: Supposed, *, other_facts: bool) -> None:
+        """What a decision would have been under the candidate, and whether it would have remembered something else."""
         self.decisions += 1
         self.again += 1
         seq, message_id = decision.seq, decision.message_id
+        if other_facts:
+            self._other_facts.add(seq, message_id)
         if after.code in ERRORS:
             self._errors.add((str(after.code),), seq, message_id)
         if before.verdict == after.verdict:
@@ -153,6 +156,7 @@ class Tally:
             "by_agent": self._agents.documents(),
             "by_tenant": self._tenants.documents(),
             "other_reasons": self._other_reasons.document(),
+            "other_facts": self._other_facts.document(),
             "errors": self._errors.documents(),
             "evaluated": self.evaluated,
             "opa": self.opa,

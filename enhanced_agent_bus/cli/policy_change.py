@@ -345,6 +345,12 @@ def show_flips(tally: Tally) -> None:
     if document["other_reasons"]["count"]:
         many = counted(document["other_reasons"]["count"], "verdict")
         echo(f"{many} would be the same for other reasons, such as {_such_as(document['other_reasons'])}")
+    if document["other_facts"]["count"]:
+        many = f"in {document['other_facts']['count']} of {counted(tally.again, 'decision')}"
+        echo(
+            f"{many} it would remember other facts, such as {_such_as(document['other_facts'])}; "
+            "what that changes later is not seen here"
+        )
     if not tally.flipped:
         echo(f"no verdict would change ({counted(tally.again, 'decision')})")
         return

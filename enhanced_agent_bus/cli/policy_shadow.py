@@ -103,6 +103,11 @@ def show(report: Mapping[str, Any]) -> None:
         echo(f"{report['dropped']} of {report['seen']} dropped: they came faster than a shadow may look at them")
     if report["other_reasons"]:
         echo(f"{counted(report['other_reasons'], 'verdict')} would be the same for other reasons")
+    if report["other_facts"]:
+        echo(
+            f"in {report['other_facts']} of them it would remember other facts; "
+            "what that changes later is not seen here"
+        )
     rows = [(flip.replace("->", " -> "), count) for flip, count in sorted(report["flips"].items())]
     rows += [(f"no usable answer: {code}", count) for code, count in sorted(report["errors"].items())]
     echo()

@@ -125,6 +125,7 @@ def _report(running: _Running) -> ShadowReport:
         dropped=shadow.dropped,
         same=shadow.same,
         other_reasons=shadow.other_reasons,
+        other_facts=shadow.other_facts,
         flips=dict(shadow.flips),
         errors=dict(shadow.errors),
         rules=dict(shadow.rules),

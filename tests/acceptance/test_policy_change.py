@@ -145,6 +145,20 @@ def test_the_other_reasons_of_the_same_verdict_are_counted(folder: Path, capsys:
     assert counts(found["flips"], "from", "to") == {("hold", "allow"): 2}
 
 
+def test_a_rule_that_counts_otherwise_is_told(folder: Path, capsys: Captured) -> None:
+    """What a candidate would remember otherwise changes later verdicts, and those are not seen: so it is said."""
+    payees = RULES["payees"].replace('"add": input', '"add": 2 * input')
+    constitution(folder / "new", rules={"payees": payees})
+    found = backtest(capsys, "--candidate", "new")
+    assert (found["flipped"], found["other_facts"]["count"]) == (0, 7)
+    assert found["other_facts"]["sample"][0] == "desk/pay-2"
+    assert backtest(capsys, "--candidate", "policies")["other_facts"] == {"count": 0, "sample": []}
+    assert run_command(["policy", "backtest", "--candidate", "new"]) == 0
+    assert "it would remember other facts" in capsys.readouterr().out
+    assert run_command(["policy", "diff", "policies", "new"]) == 1
+    assert "it would remember other facts" in capsys.readouterr().out
+
+
 def test_a_table_for_people(folder: Path, capsys: Captured) -> None:
     """The same as text: what was compared, what flips, by whom; and no payload."""
     constitution(folder / "new", limit=39)

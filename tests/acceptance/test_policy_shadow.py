@@ -145,6 +145,28 @@ async def test_it_is_asked_what_the_live_decision_saw(tmp_path: Path) -> None:
         assert (report.compared, report.same, report.divergences) == (decisions, decisions, ())
 
 
+async def test_what_it_would_remember_otherwise_is_counted(tmp_path: Path) -> None:
+    """Its verdicts are those of the active one, and later ones would not be; the same facts in other words are none."""
+    rule = 'admit if input.sender.id\n\nremember contains {"scope": "%s", "key": "sum", "add": %s}'
+    old = rule % ("sender", "input.message.payload.n")
+    async with small_bus(tmp_path, {"sums": old}) as bus:
+        desk = await bus.register("desk", tenant="acme")
+        await bus.register("booker", Inbox(), tenant="acme")
+        seen = 0
+        for new, other in (
+            (old, 0),
+            (rule % ("sender", "2 * input.message.payload.n"), 2),
+            (rule % ("tenant", "1"), 3),
+        ):
+            await bus.start_shadow(write_constitution(tmp_path / "new", {"sums": new}, revision="2"))
+            for n in (0, 1, 2):
+                assert (await desk.send("booker", {"n": n})).ok
+            report = await looked_at(bus, 3)
+            seen += 1
+            assert (report.same, report.other_facts) == (3, other)
+        assert seen == 3
+
+
 async def test_it_looks_at_a_share_of_the_conversations(tmp_path: Path) -> None:
     """The same ones for every candidate: by the first 8 bytes of sha256(bus, newline, conversation)."""
     new = write_constitution(tmp_path / "new", {"no": "admit if input.message.payload.never"})
