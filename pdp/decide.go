@@ -19,6 +19,8 @@ import (
 const (
 	digestHexBytes = 64
 	askFixedBytes  = digestHexBytes + 4 + 2
+
+	codeTimeout = "policy_timeout"
 )
 
 // ask is one question to the policy.
@@ -62,7 +64,7 @@ func (s *server) decide(a *ask) {
 	started := time.Now()
 	left := a.timeout - started.Sub(a.arrived)
 	if left <= 0 {
-		s.out.sendFailure(a.id, &failure{Code: "policy_timeout", Message: "waited past the deadline"})
+		s.out.sendFailure(a.id, &failure{Code: codeTimeout, Message: "waited past the deadline"})
 		return
 	}
 	law := s.find(a.digest)
@@ -100,7 +102,7 @@ func (c *constitution) evaluate(input []byte, left time.Duration, options ...reg
 	results, err := c.query.Eval(context.Background(), options...)
 	switch {
 	case topdown.IsCancel(err):
-		return nil, &failure{Code: "policy_timeout", Message: "the evaluation passed its deadline"}
+		return nil, &failure{Code: codeTimeout, Message: "the evaluation passed its deadline"}
 	case err != nil:
 		return nil, &failure{Code: "policy_error", Message: c.errorText(err)}
 	case len(results) == 0:

@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"strings"
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -11,7 +13,16 @@ import (
 	"github.com/open-policy-agent/opa/v1/topdown"
 )
 
-const explainSecondsMax = 10
+// What an explanation may take: some times what the bus gives a decision (policy.timeout_seconds, 0.25 s unless set), since
+// a busy machine is slower, and no more in all than somebody waits for.
+const (
+	explainDecisionMax = 2 * time.Second
+	explainRuleMax     = time.Second
+	explainMax         = 5 * time.Second
+)
+
+// notAsked is the code of a rule for which no time was left.
+const notAsked = "not_asked"
 
 type explainAnswer struct {
 	Decision json.RawMessage   `json:"decision"`
@@ -59,24 +70,58 @@ func (s *server) explain(r request) (any, error) {
 	if err != nil {
 		return nil, &failure{Code: "policy_malformed", Message: "the input is not JSON: " + err.Error()}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), explainSecondsMax*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), explainMax)
 	defer cancel()
-	asker := law.asker(ctx, law.compiler)
 	answer := explainAnswer{Rules: []ruleExplanation{}, Decision: json.RawMessage("null")}
-	decision, fail := law.evaluate(r.Input, explainSecondsMax*time.Second)
+	decision, fail := law.evaluate(r.Input, explainDecisionMax)
 	switch {
+	case fail != nil && fail.Code == codeTimeout:
+		answer.Error = &explainedError{Code: fail.Code, Message: fail.Message}
 	case fail != nil:
 		answer.Error = &explainedError{Code: fail.Code, Message: fail.Message}
-		if failed := asker.errorIn(decisionRef, input); failed != nil {
-			answer.Error.Message, answer.Error.At = failed.Message, failed.At
-		}
+		within(ctx, explainRuleMax, func(ctx context.Context) {
+			if failed := law.asker(ctx, law.compiler).errorIn(decisionRef, input); failed != nil && failed.Code != codeTimeout {
+				answer.Error.Message, answer.Error.At = failed.Message, failed.At
+			}
+		})
 	case decision != nil:
 		answer.Decision = decision
 	}
 	for _, name := range law.rules {
-		answer.Rules = append(answer.Rules, asker.explainRule(name, input))
+		within(ctx, explainRuleMax, func(ctx context.Context) {
+			answer.Rules = append(answer.Rules, law.asker(ctx, law.compiler).explainRule(name, input))
+		})
+	}
+	if answer.Error != nil && answer.Error.Code == codeTimeout {
+		answer.Error.Message = timeoutText(answer.Rules)
 	}
 	return answer, nil
+}
+
+// within does something that has no more time than this, and no more than what is left of all.
+func within(ctx context.Context, most time.Duration, do func(context.Context)) {
+	ctx, cancel := context.WithTimeout(ctx, most)
+	defer cancel()
+	do(ctx)
+}
+
+// timeoutText says of a decision that took too long which rules did not end by themselves.
+func timeoutText(rules []ruleExplanation) string {
+	text := fmt.Sprintf("the decision did not end within %s", inSeconds(explainDecisionMax))
+	var slow []string
+	for _, rule := range rules {
+		if rule.Error != nil && rule.Error.Code == codeTimeout {
+			slow = append(slow, rule.Name)
+		}
+	}
+	switch len(slow) {
+	case 0:
+		return text + "; each rule that was asked by itself did"
+	case 1:
+		return text + ", since the rule " + slow[0] + " did not"
+	default:
+		return text + ", since the rules " + strings.Join(slow, ", ") + " did not"
+	}
 }
 
 func ruleRef(name, part string) ast.Ref {
@@ -94,12 +139,21 @@ func (a *asker) explainRule(name string, input ast.Value) ruleExplanation {
 			break
 		}
 	}
+	if a.ctx.Err() != nil {
+		answer.Error = &explainedError{Code: notAsked, Message: fmt.Sprintf("it was not asked: the %s for all rules were over", inSeconds(explainMax))}
+		return answer
+	}
+	value, err := a.ask(ast.NewTerm(admit), input, nil)
+	if topdown.IsCancel(err) {
+		answer.Error = &explainedError{Code: codeTimeout, Message: fmt.Sprintf("it did not end within %s", inSeconds(explainRuleMax))}
+		answer.Error.At = a.lineAt(answer.File, answer.Row)
+		return answer
+	}
 	if code, err := a.ask(ast.NewTerm(ruleRef(name, "code")), input, nil); err == nil && code != nil {
 		if text, ok := code.Value.(ast.String); ok {
 			answer.Code = string(text)
 		}
 	}
-	value, err := a.ask(ast.NewTerm(admit), input, nil)
 	if err != nil {
 		answer.Error = a.errorIn(admit, input)
 		return answer
@@ -109,6 +163,9 @@ func (a *asker) explainRule(name string, input ast.Value) ruleExplanation {
 		return answer
 	}
 	ways := a.ways(admit, &moment{input: input}, 0)
+	if a.ctx.Err() != nil {
+		return answer // what was seen until then says nothing of where it ends
+	}
 	for _, one := range ways {
 		if one.failed != nil {
 			answer.Ways = append(answer.Ways, a.whyNot(one, 0))
@@ -126,6 +183,18 @@ func (a *asker) explainRule(name string, input ast.Value) ruleExplanation {
 	return answer
 }
 
+// lineAt is a line of the source, where no single expression can be named.
+func (a *asker) lineAt(file string, row int) *step {
+	source := a.c.src.file(file)
+	if source == nil {
+		return nil
+	}
+	return &step{
+		File: file, Row: row, Col: 1, Text: cut(strings.TrimSpace(lineOf(source.data, row)), stepTextMax),
+		Values: values{}, Missing: []string{}, Private: []string{}, Via: []string{},
+	}
+}
+
 // errorIn evaluates a rule that ends in an error once more, to see where; nil when it does not.
 func (a *asker) errorIn(ref ast.Ref, input ast.Value) *explainedError {
 	term := ast.NewTerm(ref)
@@ -135,7 +204,7 @@ func (a *asker) errorIn(ref ast.Ref, input ast.Value) *explainedError {
 	}
 	answer := &explainedError{Code: "policy_error", Message: err.Error()}
 	if topdown.IsCancel(err) {
-		answer.Code, answer.Message = "policy_timeout", "the evaluation did not end in time"
+		answer.Code, answer.Message = codeTimeout, "the evaluation did not end in time"
 		return answer
 	}
 	var broken *topdown.Error

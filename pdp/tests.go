@@ -19,10 +19,19 @@ import (
 // testSecondsMax ends a test run; what was not run by then has failed.
 const testSecondsMax = 60
 
+// testLimit ends one test, and after so many that did not end no further one is run.
+const (
+	testLimit       = 5 * time.Second
+	testsUnendedMax = 2
+)
+
 // whySecondsMax bounds what is spent on saying why tests failed, for all of them together.
 const whySecondsMax = 15
 
-const notTrue = "it was not true"
+const (
+	notTrue = "it was not true"
+	notRun  = "it was not run, since others did not end"
+)
 
 type testAnswer struct {
 	Tests    []testResult   `json:"tests"`
@@ -41,6 +50,8 @@ type testResult struct {
 	Output     string   `json:"output"`
 	Failed     *step    `json:"failed"` // the expression at which a test ended that did not pass
 	Cases      []string `json:"cases"`  // of a test with cases, those that did not pass
+
+	unended bool
 }
 
 // testRun is what a run of tests is to do.
@@ -49,6 +60,7 @@ type testRun struct {
 	covered *cover.Cover        // nil: not wanted
 	tracer  topdown.QueryTracer // nil: none
 	explain bool                // say of those that fail why
+	limit   time.Duration       // of one test; 0: testLimit
 }
 
 type fileCoverage struct {
@@ -94,6 +106,7 @@ func test(r request) (any, error) {
 func (c *constitution) test(run testRun) ([]testResult, []problem) {
 	modules := cloneModules(c.modules, c.tests)
 	r := &report{src: c.src, names: &knownNames{modules: modules}}
+	limit := cmp.Or(run.limit, testLimit)
 	ctx, cancel := context.WithTimeout(context.Background(), testSecondsMax*time.Second)
 	defer cancel()
 	compiler := newCompiler(c.schemas).
@@ -107,6 +120,7 @@ func (c *constitution) test(run testRun) ([]testResult, []problem) {
 		RaiseBuiltinErrors(true).
 		CapturePrintOutput(true).
 		SetCoverageRuns(nil).
+		SetTimeout(limit).
 		Filter(run.only).
 		SetParallel(1)
 	switch {
@@ -121,10 +135,22 @@ func (c *constitution) test(run testRun) ([]testResult, []problem) {
 		return nil, r.problems
 	}
 	var results []testResult
+	unended := 0
 	for event := range events {
-		results = append(results, resultOf(event))
+		if topdown.IsCancel(event.Error) && unended == testsUnendedMax {
+			continue // it was ended with all the others
+		}
+		result := resultOf(event, limit)
+		if result.unended {
+			if unended++; unended == testsUnendedMax {
+				cancel()
+			}
+		}
+		results = append(results, result)
 	}
-	if ctx.Err() != nil {
+	if unended == testsUnendedMax {
+		results = append(results, c.testsNotRun(results, run.only)...)
+	} else if ctx.Err() != nil {
 		r.add(problem{
 			Message: fmt.Sprintf("the tests did not end within %d s", testSecondsMax), Hint: "make them smaller, or the rule quicker",
 		})
@@ -143,7 +169,7 @@ func (c *constitution) explainTests(results []testResult, compiler *ast.Compiler
 	ctx, cancel := context.WithTimeout(context.Background(), whySecondsMax*time.Second)
 	defer cancel()
 	for i := range results {
-		if result := &results[i]; !result.Passed && ctx.Err() == nil {
+		if result := &results[i]; !result.Passed && !result.unended && result.Error != notRun && ctx.Err() == nil {
 			asker := c.asker(ctx, compiler)
 			result.Failed = asker.whyTestFailed(result)
 		}
@@ -199,7 +225,7 @@ func (a *asker) whyTestEnded(m *moment) *step {
 	return found
 }
 
-func resultOf(event *tester.Result) testResult {
+func resultOf(event *tester.Result, limit time.Duration) testResult {
 	result := testResult{
 		Cases:      []string{},
 		Package:    strings.TrimPrefix(event.Package, "data."),
@@ -212,6 +238,9 @@ func resultOf(event *tester.Result) testResult {
 		result.File, result.Row = event.Location.File, event.Location.Row
 	}
 	switch {
+	case topdown.IsCancel(event.Error):
+		result.unended = true
+		result.Error = fmt.Sprintf("it did not end within %s, and the bus gives a whole decision policy.timeout_seconds (0.25 s unless set)", inSeconds(limit))
 	case event.Error != nil:
 		result.Error = event.Error.Error()
 	case event.Skip:
@@ -225,6 +254,32 @@ func resultOf(event *tester.Result) testResult {
 		}
 	}
 	return result
+}
+
+func inSeconds(limit time.Duration) string { return fmt.Sprintf("%g s", limit.Seconds()) }
+
+// testsNotRun are those that were left out when too many others had not ended.
+func (c *constitution) testsNotRun(results []testResult, only string) []testResult {
+	wanted := regexp.MustCompile(only)
+	var left []testResult
+	for _, file := range sortedKeys(c.tests) {
+		module := c.tests[file]
+		pkg := strings.TrimPrefix(module.Package.Path.String(), "data.")
+		for _, rule := range module.Rules {
+			name := string(rule.Head.Ref()[0].Value.(ast.Var))
+			isSame := func(other testResult) bool {
+				return other.Package == pkg && strings.HasPrefix(other.Name, name) && other.Row == rule.Location.Row
+			}
+			if !strings.HasPrefix(name, tester.TestPrefix) || rule.Default || slices.ContainsFunc(results, isSame) ||
+				!wanted.MatchString("data."+pkg+"."+name) {
+				continue
+			}
+			left = append(left, testResult{
+				Package: pkg, Name: name, File: file, Row: rule.Location.Row, Error: notRun, Cases: []string{},
+			})
+		}
+	}
+	return left
 }
 
 // runTests is the part of check that runs tests: each one that fails is a problem. What they saw is noted where wanted.
@@ -249,10 +304,16 @@ func (c *constitution) runTests(seen *answersSeen) (testCounts, []problem) {
 		counts.Failures = append(counts.Failures, testFailure{
 			Package: result.Package, Name: result.Name, File: result.File, Row: result.Row, Message: result.Error,
 		})
+		if result.Error == notRun {
+			continue // of those that did not end there is a problem each
+		}
+		hint := "mend the rule, or the test where the rule is right; `eab policy test` shows more"
+		if result.unended {
+			hint = "make the rule quicker: what goes through a list for each element of a list takes the square of its length"
+		}
 		r.add(problem{
 			Message: fmt.Sprintf("the test %s.%s fails: %s", result.Package, result.Name, result.Error),
-			File:    result.File, Row: result.Row, Col: 1,
-			Hint: "mend the rule, or the test where the rule is right; `eab policy test` shows more",
+			File:    result.File, Row: result.Row, Col: 1, Hint: hint,
 		})
 	}
 	return counts, r.problems

@@ -17,6 +17,7 @@ TEXT_CHARS_MAX: Final = 1000
 NAME_CHARS_MAX: Final = 64
 HOLD_SECONDS_MAX: Final = 3.2e9  # a hundred years
 WHERE_CHARS_MAX: Final = 200
+PLACES_MAX: Final = 5
 INTEGER_MAX: Final = 2**53 - 1  # as for numbers in payloads (RFC 7493)
 Text = Annotated[str, Field(max_length=10_000)]
 Float = Annotated[float, Field(ge=-INTEGER_MAX, le=INTEGER_MAX, allow_inf_nan=False)]
@@ -97,7 +98,8 @@ def ruling(answer: Answer) -> Ruling | Refusal:
     if isinstance(document, Refusal):
         return document  # no decision at all, whatever else is wrong with it
     if answer.code is not None:
-        return Refusal(answer.code, _told(answer), _REMEDY_OF_ENGINE.get(answer.code, ""))
+        remedy = _CONFLICT_REMEDY if _CONFLICT.match(answer.detail) else _REMEDY_OF_ENGINE.get(answer.code, "")
+        return Refusal(answer.code, _told(answer), remedy)
     if document is None:
         return Refusal("policy_undefined", _WHY["policy_undefined"], _REMEDY_OF_ENGINE["policy_undefined"])
     obligations = tuple(item.model_dump() for item in document.obligations)
@@ -183,11 +185,14 @@ def _told(answer: Answer) -> str:
     """What a sender may know. OPA's own words on a failed built-in quote the value, which can be another's secret."""
     why = _WHY.get(answer.code or "", "")
     if answer.code == "policy_error":
-        place = _PLACE.search(answer.detail)
-        return f"{why}, at {place.group()}" if place else why
+        places = [found.group() for found in _PLACE.finditer(answer.detail)][:PLACES_MAX]
+        if _CONFLICT.match(answer.detail):  # OPA quotes no value there
+            return f"a rule got two values at once, at {' and '.join(dict.fromkeys(places))}"
+        return f"{why}, at {places[0]}" if places else why
     return answer.detail or why
 
 
+_CONFLICT: Final = re.compile(r"[A-Za-z0-9._/-]+\.rego:\d+: eval_conflict_error: ")
 _PLACE: Final = re.compile(r"[A-Za-z0-9._/-]+\.rego:\d+")
 _WHY: Final = {
     "policy_undefined": "the policy gave no answer",
@@ -195,6 +200,9 @@ _WHY: Final = {
     "policy_unavailable": "no policy worker could be asked",
     "policy_error": "a built-in failed while the policy was evaluated",
 }
+_CONFLICT_REMEDY: Final = (
+    "give that rule one value, or conditions that exclude each other; `eab policy check` warns of it"
+)
 MALFORMED_REMEDY: Final = "answer with allow and, where wanted, reasons, hold, remember and obligations; nothing else"
 _REMEDY_OF_ENGINE: Final = {
     "policy_undefined": "make data.bus.decision always defined: `default allow := false`",

@@ -187,7 +187,9 @@ def _show(explained: Explained, verdict: Verdict, *, hide: bool) -> None:
 
 
 def _says(rule: RuleAnswer) -> str:
-    return "admits" if rule.admit else "broke" if rule.broken is not None else "no"
+    if rule.broken is not None:
+        return {"policy_timeout": "too slow", "not_asked": "not asked"}.get(rule.broken.code, "broke")
+    return "admits" if rule.admit else "no"
 
 
 def _place(rule: RuleAnswer) -> str:

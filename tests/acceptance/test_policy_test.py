@@ -115,6 +115,23 @@ def test_an_every_that_fails_names_the_element(policies: Path, capsys: pytest.Ca
     assert step["inside"]["values"]["input.message.priority"] == 1
 
 
+def test_a_test_that_does_not_end_is_ended_and_said_in_a_sentence(
+    policies: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Within how long, and how long the bus gives a decision; and the other tests are run."""
+    every = "some a in numbers.range(1, 20000); some b in numbers.range(1, 20000)"
+    tests = f"test_slow if count([1 | {every}; a == b]) > 5\n\ntest_quick if 1 + 1 == 2\n"
+    write_constitution(policies, RULES, data=DATA, tests={"small": tests})
+    status, tested = answer(capsys, str(policies))
+    slow, quick = (
+        next(test for test in tested["tests"] if test["name"] == name) for name in ("test_slow", "test_quick")
+    )
+    assert (status, quick["passed"], slow["passed"]) == (1, True, False)
+    assert slow["error"].startswith(
+        "it did not end within 5 s, and the bus gives a whole decision policy.timeout_seconds"
+    )
+
+
 def test_a_test_with_cases_names_those_that_fail(policies: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As OPA's own test cases: one rule, several names."""
     test = """test_case[name] if {

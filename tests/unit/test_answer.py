@@ -159,6 +159,17 @@ def test_a_sender_is_told_where_a_built_in_failed_and_not_on_what() -> None:
     assert "secret" not in answer.message
 
 
+def test_a_rule_with_two_values_is_told_from_a_built_in_that_failed() -> None:
+    """The code stays policy_error; the sender sees both places, and what to do is another thing."""
+    text = "data.bus.rules.it.code got two values at once; it is defined at"
+    what = f"{text} bus/rules/it/it.rego:7 and bus/rules/it/it.rego:9"
+    answer = ruling(Answer("policy_error", detail=f"bus/rules/it/it.rego:9: eval_conflict_error: {what}"))
+    assert isinstance(answer, Refusal)
+    assert answer.code == "policy_error"
+    assert answer.message == "a rule got two values at once, at bus/rules/it/it.rego:9 and bus/rules/it/it.rego:7"
+    assert "exclude each other" in answer.remedy
+
+
 def test_long_words_are_cut() -> None:
     """Reasons are capped in number and length, so that every record has room."""
     reason = {"rule": "r" * 5000, "code": "c" * 5000, "message": "m" * 5000, "remedy": "y" * 5000}
