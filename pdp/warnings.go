@@ -24,6 +24,8 @@ const (
 	warnPart              = "part"
 	warnUntested          = "untested"
 	warnTestAsksDecision  = "test_asks_decision"
+	warnTestFile          = "test_file"
+	warnTestName          = "test_name"
 )
 
 // linter reads a compiled constitution for what an author should look at twice.
@@ -334,24 +336,4 @@ func isUnconditional(body ast.Body) bool {
 		}
 	}
 	return true
-}
-
-// misplacedTests names tests that ask for the whole decision where every other rule can change it.
-func (c *constitution) misplacedTests() []problem {
-	r := &report{src: c.src}
-	for _, name := range sortedKeys(c.tests) {
-		module := c.tests[name]
-		pkg := strings.TrimPrefix(module.Package.Path.String(), "data.")
-		if pkg == "bus.main_test" {
-			continue
-		}
-		walkRefs(module, func(ref ast.Ref, location *ast.Location) {
-			if ref.HasPrefix(decisionRef) {
-				r.kind(warnTestAsksDecision, location,
-					fmt.Sprintf("a test in package %s asks data.bus.decision, which every other rule can change", pkg),
-					"move it to package bus.main_test, or ask this rule's own `admit`")
-			}
-		})
-	}
-	return r.problems
 }
