@@ -47,6 +47,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "authoring": VALUES
     | {"ports", "engines", "admission"},  # of engines, the worker; of admission, what an answer means
     "sync": VALUES | {"ports", PACKAGE},  # the public names, as anybody has them
+    "workflow": frozenset({PACKAGE}),
     "cli": SHOWN | STATIONS | FILLERS | {PACKAGE, "audit", "authoring", "bench"},
     "bench": SHOWN | STATIONS | FILLERS | {PACKAGE, "audit"},
     "__main__": frozenset({"cli"}),
