@@ -2,7 +2,8 @@
 
 Each decision is first asked again under the constitution that made it, and has to come out as it is recorded: where
 it does not, nothing can be concluded from asking it under another one. Questions that agree in all that a
-constitution reads are evaluated once. What is kept is bounded, however many decisions there are.
+constitution reads are evaluated once, under two with the same rules and data too. What is kept is bounded, however
+many decisions there are.
 
 Not here: the tallies (tally), where decisions come from and what is printed (cli).
 """
@@ -10,6 +11,7 @@ Not here: the tallies (tally), where decisions come from and what is printed (cl
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Final
 
 from enhanced_agent_bus.admission.answer import ruling
 from enhanced_agent_bus.admission.supposed import UNDECIDED, Facts, Supposed, left_behind, suppose
+from enhanced_agent_bus.authoring.differences import files_of
 from enhanced_agent_bus.authoring.questions import Decision, Law, Unasked
 from enhanced_agent_bus.authoring.tally import Tally
 from enhanced_agent_bus.engines.worker import WorkerEngine
@@ -74,10 +77,19 @@ class Laws:
         if path is None:
             return "constitution_missing"
         try:
-            law = Law(await self._engine.load(path))
+            law = await ready(self._engine, path)
         except ConstitutionRejected:
             return "constitution_unusable"
         return law if law.digest == digest else "constitution_unusable"
+
+
+async def ready(engine: WorkerEngine, path: Path) -> Law:
+    """A constitution that can be asked, and what is in it. Raises: ConstitutionRejected."""
+    with tempfile.TemporaryDirectory(prefix="eab-") as folder:
+        bundle = Path(folder) / "bundle.tar.gz"
+        digest = await engine.pack(path, bundle)
+        loaded = await engine.load(path)
+        return Law(loaded, files_of(bundle) if digest == loaded.digest else None)  # a folder may change in between
 
 
 class _Asked:
@@ -165,11 +177,11 @@ async def backtest(
     recorded does not matter. Raises: ConstitutionRejected, for a candidate or base that cannot decide.
     """
     laws = Laws(engine, kept)
-    new = Law(await engine.load(candidate))
+    new = await ready(engine, candidate)
     laws.add(new)
     old = None
     if base is not None:
-        old = Law(await engine.load(base))
+        old = await ready(engine, base)
         laws.add(old)
     asking = Asking(engine)
     tally = Tally(new, str(engine.label.get("opa", "")))

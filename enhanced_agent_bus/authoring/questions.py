@@ -5,7 +5,8 @@ Not here: where decisions are kept (cli), and what becomes of the answers (backt
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -16,6 +17,8 @@ from enhanced_agent_bus.ports import Loaded
 
 Json: TypeAlias = Any
 Path: TypeAlias = tuple[str, ...]
+PAYLOAD: Final = ("message", "payload")
+MANIFEST: Final = ".manifest"
 
 #: Why a recorded decision cannot be asked again, and what that means.
 WHY: Final = {
@@ -55,6 +58,8 @@ class Decision:
     document: dict[str, Json]  # the input without the payload
     body: bytes
     _payload: Json = None
+    _unruled: bytes | None = None  # the input without what names the constitution, as the engine takes it
+    _read: tuple[Sequence[Path], bytes] | None = None  # what was read at which paths
 
     @property
     def payload(self) -> Json:
@@ -72,24 +77,37 @@ class Decision:
 
     def question(self, document: dict[str, Json]) -> bytes:
         """The input as the engine takes it: the payload is the very bytes that were decided."""
-        message = {**document["message"], "payload": orjson.Fragment(self.body)}
-        return orjson.dumps({**document, "message": message})
+        if self._unruled is None:  # it is the same under every constitution
+            message = {**self.document["message"], "payload": orjson.Fragment(self.body)}
+            rest = {key: value for key, value in self.document.items() if key != "constitution"}
+            self._unruled = orjson.dumps({**rest, "message": message})
+        return b'%s,"constitution":%s}' % (self._unruled[:-1], orjson.dumps(document["constitution"]))
+
+    def at(self, paths: Sequence[Path]) -> bytes:
+        """The values at paths of the input that no constitution changes, absent and null apart."""
+        if self._read is None or self._read[0] != paths:
+            document = self.document
+            if any(path[:2] == PAYLOAD and path != PAYLOAD for path in paths):
+                document = {**document, "message": {**document["message"], "payload": self.payload}}
+            values = [_at(document, path) for path in paths if path != PAYLOAD]
+            found = orjson.dumps(values, option=orjson.OPT_SORT_KEYS)
+            self._read = (paths, found + self.body if PAYLOAD in paths else found)
+        return self._read[1]
 
 
 class Law:
     """A constitution that is ready to be asked, and what it reads."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: Loaded, files: Mapping[str, bytes] | None = None) -> None:
+        """`files` are those of the constitution, where they are at hand: of two with the same rules one is asked."""
         self.digest = loaded.digest
         self.revision = loaded.revision
         self.rules = loaded.rules
         self._cacheable = loaded.cacheable
-        self._whole = () in loaded.read_paths
-        self._paths: Sequence[Path] = [path for path in loaded.read_paths if path]
-        self._reads_payload = self._whole or any(
-            path == ("message",) or path[:2] == ("message", "payload") for path in self._paths
-        )
-        self._seed = bytes.fromhex(loaded.digest)
+        self._whole = bool({(), ("message",)} & set(loaded.read_paths))
+        self._paths = tuple(path for path in loaded.read_paths if path[:1] != ("constitution",))
+        self._own_paths = tuple(path for path in loaded.read_paths if path[:1] == ("constitution",))
+        self._seed = bytes.fromhex(loaded.digest) if files is None else deciding(files)
 
     def key(self, decision: Decision, document: dict[str, Json]) -> bytes | None:
         """Two questions with one key have one answer: the values at the paths that are read, absent and null apart.
@@ -98,10 +116,24 @@ class Law:
         """
         if not self._cacheable:
             return None
-        if self._reads_payload:
-            document = {**document, "message": {**document["message"], "payload": decision.payload}}
-        read = document if self._whole else [_at(document, path) for path in self._paths]
-        return sha256(self._seed + orjson.dumps(read, option=orjson.OPT_SORT_KEYS)).digest()
+        if self._whole:
+            read = decision.question(document)
+        else:
+            own = [_at(document, path) for path in self._own_paths]
+            read = orjson.dumps(own, option=orjson.OPT_SORT_KEYS) + decision.at(self._paths)
+        return sha256(self._seed + read).digest()
+
+
+def deciding(files: Mapping[str, bytes]) -> bytes:
+    """Equal for constitutions that give the same answer to the same question: texts, tests and numbers aside."""
+    manifest = json.loads(files[MANIFEST])
+    rest = {key: value for key, value in manifest.items() if key not in ("revision", "metadata")}
+    kept = [f"{sha256(content).hexdigest()}  {name}\n" for name, content in sorted(files.items()) if _decides(name)]
+    return sha256("".join((json.dumps(rest, sort_keys=True), "\n", *kept)).encode()).digest()
+
+
+def _decides(name: str) -> bool:
+    return not name.endswith((".md", "_test.rego")) and name not in (MANIFEST, ".signatures.json")
 
 
 def _at(node: Json, path: Path) -> tuple[Json, ...]:

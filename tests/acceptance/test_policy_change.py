@@ -145,6 +145,18 @@ def test_the_other_reasons_of_the_same_verdict_are_counted(folder: Path, capsys:
     assert counts(found["flips"], "from", "to") == {("hold", "allow"): 2}
 
 
+def test_the_same_rules_are_asked_once(folder: Path, capsys: Captured) -> None:
+    """A candidate that differs in texts, tests and its revision gives the same answers: nothing is asked twice."""
+    words = {"CONSTITUTION.md": "# other words\n"}
+    tests = {"cap": "test_cap if not data.bus.rules.cap.admit with input.message.payload.amount as 1000"}
+    write_constitution(folder / "words", RULES, data=DATA, revision="2", files=words, tests=tests)
+    itself = backtest(capsys, "--candidate", "policies")
+    assert backtest(capsys, "--candidate", "words")["evaluated"] == itself["evaluated"]
+    reads = {"seldom": RULES["seldom"] + "\n\nadmit if input.constitution.revision == 2"}  # that is not the same
+    constitution(folder / "reads", rules=reads)
+    assert backtest(capsys, "--candidate", "reads")["evaluated"] == 2 * itself["evaluated"]
+
+
 def test_a_rule_that_counts_otherwise_is_told(folder: Path, capsys: Captured) -> None:
     """What a candidate would remember otherwise changes later verdicts, and those are not seen: so it is said."""
     payees = RULES["payees"].replace('"add": input', '"add": 2 * input')
