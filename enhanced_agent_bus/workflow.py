@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 from typing import Any, Final, Literal
 
-from enhanced_agent_bus import Agent, AgentBus, Outcome, Reason, Receipt, RequestTimeout
+from enhanced_agent_bus import Agent, AgentBus, NotDelivered, Outcome, Reason, Receipt, RequestTimeout
 
 __all__ = ["Call", "Failure", "Result", "SoFar", "Step", "Workflow"]
 
@@ -38,8 +38,8 @@ class SoFar:
 class Call:
     """One message and its reply. As a step's `undo` it may leave out both recipients: whoever did the step undoes it.
 
-    `timeout` is in seconds, and the time after which the message expires too. `accept` gets the reply's payload and
-    says whether that is a success; without it every reply is.
+    `timeout` is in seconds, and the time after which the message expires too. Delivered is done, also by a handler that
+    returns nothing; with `accept`, only where that says yes to the payload of a reply.
     """
 
     to: str | None = None
@@ -67,8 +67,8 @@ class Step(Call):
 class Failure:
     """A step, or the compensation of one, that did not succeed.
 
-    `code` is the receipt's or the outcome's, `no_reply`, `request_timeout` (late, or not begun for lack of time) or
-    `not_accepted`. None: an earlier call saw it, and only the log can tell.
+    `code` is the receipt's or the outcome's, `request_timeout` (late, or not begun for lack of time), `not_accepted`,
+    or `no_reply` where there was nothing to accept. None: an earlier call saw it, and only the log can tell.
     """
 
     step: str
@@ -135,17 +135,19 @@ class Workflow:
         """Sends the steps as `agent`, and their compensations where one fails; with an id that is known, goes on.
 
         All messages have `id` as their conversation, and headers `workflow` and `step`; compensations `undo` too.
-        Raises: Refused (`replayed`), when the id is known with another input; ValueError, when it cannot be one;
-        AuditUnavailable, BusClosed, and what a payload or `accept` raises: the same call goes on from there.
+        Raises: Refused (`replayed`), when the id is known with another input; NotDelivered (`no_reply`), when a reply
+        that `accept` has to see again is not kept; ValueError, when the id cannot be one; AuditUnavailable, BusClosed,
+        and what a payload or `accept` raises: the same call goes on from there.
         """
         longest = max(len(step.name) for step in self.steps)
         if not MESSAGE_ID.fullmatch(f"{id}/{'-' * longest}/{UNDO}"):
             raise ValueError(f"{id[:80]!r} cannot be the id of a run: use [A-Za-z0-9._:/-], and fewer than 128")
         run = _Run(self, self._in_order(), bus, agent, input or {}, id)
-        await run.take_up()
         if await run.has_turned_back():
+            await run.take_up()
             await run.come_to_rest()
         else:
+            await run.take_up(to_go_forward=True)
             await run.go_forward()
             if not run.failed:
                 return Result(id, "completed", run.replies)
@@ -174,12 +176,17 @@ class _Run:
         self.replies: dict[str, Mapping[str, Any]] = {}
         self.failed: dict[str, Failure] = {}
 
-    async def take_up(self) -> None:
+    async def take_up(self, *, to_go_forward: bool = False) -> None:
         """Sends again what an earlier call has sent: other content is refused before anything new is sent."""
         for step in self._steps:
             if await self._is_recorded(step.name):
                 receipt = self._receipts[step.name] = await self._send(step.name, step, step, step.timeout)
-                self._note(step, await _ended(receipt, 0))
+                outcome = await _ended(receipt, 0)
+                self._note(step, outcome)
+                failure = self.failed.get(step.name)
+                if to_go_forward and outcome and failure and failure.code == "no_reply":  # nothing may follow from that
+                    remedy = "was it kept (`audit.store_payloads`)? See what it did, and go on under another id"
+                    raise NotDelivered(receipt.message_id, outcome, code="no_reply", remedy=remedy)
 
     async def has_turned_back(self) -> bool:
         """Whether a compensation is on disk."""
@@ -290,6 +297,7 @@ class _Run:
         if outcome.reply is not None:
             self.replies[step.name] = outcome.reply.payload
         if failure is None:
+            self.replies.setdefault(step.name, {})
             self._done.add(step.name)
         else:
             self.failed[step.name] = failure
@@ -319,9 +327,12 @@ async def _ended(receipt: Receipt, seconds: float) -> Outcome | None:
 
 
 def _failure(name: str, call: Call, outcome: Outcome) -> Failure | None:
+    if outcome.state == "expired":
+        return Failure(name, RequestTimeout.default_code)
+    if outcome.state != "delivered" or outcome.code is not None:
+        return Failure(name, outcome.code or outcome.state)
+    if call.accept is None:
+        return None
     if outcome.reply is None:
-        late = RequestTimeout.default_code if outcome.state == "expired" else None
-        return Failure(name, late or outcome.code or ("no_reply" if outcome.state == "delivered" else outcome.state))
-    if call.accept is not None and not call.accept(outcome.reply.payload):
-        return Failure(name, "not_accepted")
-    return None
+        return Failure(name, "no_reply")
+    return None if call.accept(outcome.reply.payload) else Failure(name, "not_accepted")

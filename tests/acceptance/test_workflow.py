@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from enhanced_agent_bus import Agent, AgentBus, BusClosed, Message, Refused, Retry
+from enhanced_agent_bus import Agent, AgentBus, BusClosed, BusError, Message, Refused, Retry
 from enhanced_agent_bus.workflow import Call, Failure, SoFar, Step, Workflow
 from tests.developer import adds_up, ids, log, small_bus, until
 from tests.support import ADMIT_ALL, write_constitution
@@ -23,7 +23,7 @@ from tests.support import ADMIT_ALL, write_constitution
 PROGRAM = Path(__file__).with_name("workflow_program.py")
 ROOT = PROGRAM.parents[2]
 
-Answer = Callable[[Message], Any]
+BROKEN = ValueError("no")
 
 
 class Team:
@@ -114,7 +114,7 @@ async def test_a_step_begins_when_those_before_it_are_done_and_no_later(tmp_path
 async def test_what_a_policy_and_a_handler_see_of_a_step(tmp_path: Path) -> None:
     """Each is a message of its own: decided, in the conversation of the run, with headers that name its place."""
     async with small_bus(tmp_path) as bus:
-        desk, team = await hire(bus, Team({"w/three": None}))
+        desk, team = await hire(bus, Team({"w/three": BROKEN}))
         await chain().run(bus, desk, id="w")
         assert {message.conversation for message in team.got} == {"w"}
         assert {message.type for message in team.got} == {"task_request"}
@@ -155,10 +155,21 @@ async def test_a_payload_is_made_of_the_input_and_of_what_came_before(tmp_path: 
     assert (payloads["desk/w/a"], payloads["desk/w/d"], payloads["desk/w/e"]) == ({"fixed": 1}, {"for": 7}, {})
 
 
+async def test_a_handler_that_returns_nothing_has_done_its_step(tmp_path: Path) -> None:
+    """Delivered is done: without a reply its payload is empty, for the steps behind it and in the result."""
+    async with small_bus(tmp_path) as bus:
+        desk, team = await hire(bus, Team({"w/two": None}))
+        flow = chain(payload=lambda so_far: {"had": dict(so_far.replies)})
+        result = await flow.run(bus, desk, id="w")
+        assert (result.state, result.replies["two"]) == ("completed", {})
+        assert team.got[-1].payload == {"had": {"one": {"did": "w/one"}, "two": {}}}
+        assert await flow.run(bus, desk, id="w") == result
+
+
 async def test_two_runs_at_once_are_not_mixed_up(tmp_path: Path) -> None:
     """Runs of one workflow side by side each have their own messages; two calls with one id share one run."""
     async with small_bus(tmp_path, home=":memory:") as bus:
-        desk, team = await hire(bus, Team({"b/three": None}))
+        desk, team = await hire(bus, Team({"b/three": BROKEN}))
         a, b, *same = await asyncio.gather(*(chain().run(bus, desk, id=name) for name in ("a", "b", "c", "c")))
         assert (a.state, b.state) == ("completed", "compensated")
         assert [failure.step for failure in b.failed] == ["three"]
@@ -221,7 +232,7 @@ NO_SECRETS = {"no_secrets": "admit if not input.message.payload.secret"}
         ({"did": "it"}, {"payload": {"not JSON": {1, 2}}}, "malformed", ["two", "one"]),
         ({"did": "it"}, {"to": "nobody"}, "recipient_unknown", ["two", "one"]),
         (ValueError("broken"), {}, "attempts_exhausted", ["three", "two", "one"]),
-        (None, {}, "no_reply", ["three", "two", "one"]),
+        (None, {"accept": bool}, "no_reply", ["three", "two", "one"]),
         ({"secret": 1}, {}, "reply_refused", ["three", "two", "one"]),
         ({"ok": False}, {"accept": lambda reply: reply["ok"]}, "not_accepted", ["three", "two", "one"]),
         ({"did": "it"}, {"to": "absent", "timeout": 0.2}, "request_timeout", ["two", "one"]),
@@ -246,10 +257,14 @@ async def test_each_failure_and_what_is_taken_back(
 async def test_nothing_to_take_back(tmp_path: Path) -> None:
     """Steps without a compensation are left as they are, and the result says what failed."""
     async with small_bus(tmp_path, home=":memory:") as bus:
-        desk, team = await hire(bus, Team({"w/b": None}))
+        desk, team = await hire(bus, Team({"w/b": BROKEN}))
         steps = [Step("a", to="team"), Step("b", to="team", after=["a"]), Step("c", to="team", after=["b"])]
         result = await Workflow("w", steps).run(bus, desk, id="w")
-        assert (result.state, result.undone, result.failed) == ("compensated", (), (Failure("b", "no_reply"),))
+        assert (result.state, result.undone, result.failed) == (
+            "compensated",
+            (),
+            (Failure("b", "attempts_exhausted"),),
+        )
         assert team.did == ["w/a", "w/b"]
 
 
@@ -257,13 +272,13 @@ async def test_what_runs_beside_a_failure_may_end_first(tmp_path: Path) -> None:
     """After a failure no step begins; compensations wait for those under way, and are sent to who did the step."""
     async with small_bus(tmp_path, home=":memory:") as bus:
         right = asyncio.Event()
-        desk, team = await hire(bus, Team({"w/left": None, "w/right": right}))
+        desk, team = await hire(bus, Team({"w/left": BROKEN, "w/right": right}))
         run = asyncio.create_task(diamond().run(bus, desk, id="w"))
         await until(lambda: "end w/left" in team.events and "begin w/right" in team.events)
         assert not [name for name in team.did if name.endswith("undo")]
         right.set()
         result = await run
-        assert result.failed == (Failure("left", "no_reply"),)
+        assert result.failed == (Failure("left", "attempts_exhausted"),)
         assert result.undone[-1] == "first"
         assert set(result.undone) == {"left", "right", "first"}
         assert "w/last" not in team.did
@@ -339,7 +354,7 @@ NOT_BACK = {
 async def test_a_compensation_that_is_refused_is_reported_and_can_be_made_up_for(tmp_path: Path) -> None:
     """The policy decides compensations too; the others are called; the same call under other rules finishes it."""
     async with small_bus(tmp_path, NOT_BACK) as bus:
-        desk, team = await hire(bus, Team({"w/three": None}))
+        desk, team = await hire(bus, Team({"w/three": BROKEN}))
         result = await chain().run(bus, desk, id="w")
         assert (result.state, result.undone) == ("failed", ("three", "one"))
         assert [(failure.step, failure.code) for failure in result.not_undone] == [("two", "policy_denied")]
@@ -354,23 +369,23 @@ async def test_a_compensation_that_is_refused_is_reported_and_can_be_made_up_for
 async def test_a_compensation_that_breaks_is_reported_and_can_be_replayed(tmp_path: Path) -> None:
     """A handler that fails leaves a dead letter; once an operator's replay got through, the run is compensated."""
     async with small_bus(tmp_path) as bus:
-        desk, team = await hire(bus, Team({"w/three": None, "w/two/undo": ValueError("no"), "w/one/undo": None}))
+        desk, team = await hire(bus, Team({"w/three": BROKEN, "w/two/undo": BROKEN, "w/one/undo": BROKEN}))
         result = await chain().run(bus, desk, id="w")
         assert (result.state, result.undone) == ("failed", ("three",))
-        assert result.not_undone == (Failure("two", "attempts_exhausted"), Failure("one", "no_reply"))
+        assert result.not_undone == (Failure("two", "attempts_exhausted"), Failure("one", "attempts_exhausted"))
         (letter,) = [letter for letter in bus.dead_letters() if letter.message_id == "desk/w/two/undo"]
         del team.answers["w/two/undo"]
         receipt = await bus.replay(letter.message_id)
         assert (await receipt.outcome(timeout=5)).state == "delivered"
         again = await chain().run(bus, desk, id="w")
-        assert (again.undone, again.not_undone) == (("three", "two"), (Failure("one", "no_reply"),))
+        assert (again.undone, again.not_undone) == (("three", "two"), (Failure("one", "attempts_exhausted"),))
 
 
 async def test_a_compensation_may_be_unaccepted_or_late(tmp_path: Path) -> None:
     """A compensation has a deadline and an opinion on its reply, as a step has."""
     async with small_bus(tmp_path, home=":memory:") as bus:
         slow = asyncio.Event()
-        desk, team = await hire(bus, Team({"w/b": None, "w/a/undo": slow}))
+        desk, team = await hire(bus, Team({"w/b": BROKEN, "w/a/undo": slow}))
         undo_b = Call(accept=lambda reply: reply["did"] == "something else")
         steps = [Step("a", to="team", undo=Call(timeout=1)), Step("b", to="team", after=["a"], undo=undo_b)]
         result = await Workflow("w", steps).run(bus, desk, id="w")
@@ -384,7 +399,7 @@ async def test_a_compensation_may_be_unaccepted_or_late(tmp_path: Path) -> None:
 # --- the same call again ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("answers", [{}, {"w/three": None}])
+@pytest.mark.parametrize("answers", [{}, {"w/three": BROKEN}])
 async def test_the_same_call_again_runs_nothing_again(tmp_path: Path, answers: dict[str, Any]) -> None:
     """A run that has ended gives the same result, in another process too, and no handler runs a second time."""
     async with small_bus(tmp_path) as bus:
@@ -458,6 +473,21 @@ async def test_a_cancelled_run_goes_on_where_it_was(tmp_path: Path) -> None:
         slow.set()
         assert (await chain().run(bus, desk, id="w")).state == "completed"
         assert team.did == ["w/one", "w/two", "w/three"]
+
+
+async def test_a_reply_that_is_not_kept_takes_nothing_back(tmp_path: Path) -> None:
+    """Where `accept` would have to see a reply again that is gone, the run stops: neither forward nor back."""
+    keep_none = {"store_payloads": False}
+    flow = chain(accept=lambda reply: reply["did"] == "w/three")
+    async with small_bus(tmp_path, audit=keep_none) as bus:
+        desk, team = await hire(bus)
+        assert (await flow.run(bus, desk, id="w")).state == "completed"
+    async with small_bus(tmp_path, audit=keep_none) as bus:
+        desk, team = await hire(bus)
+        with pytest.raises(BusError) as caught:
+            await flow.run(bus, desk, id="w")
+        assert caught.value.code in ("no_reply", "replayed")
+        assert team.got == []
 
 
 async def test_a_mistake_in_a_payload_is_raised_and_leaves_the_run_to_be_continued(tmp_path: Path) -> None:
