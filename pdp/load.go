@@ -164,14 +164,15 @@ func (c *constitution) readData(r *report) {
 		for _, key := range sortedKeys(object) {
 			if key != root {
 				r.add(problem{
-					Message: "data." + key + " is outside of the root `bus`", File: file.path, Row: 1,
-					Hint: "put it below bus/",
+					Message: "data." + key + " is outside of the root `bus`", File: file.path,
+					Row: rowOf(file, jsonText(key), false), Hint: "put it below bus/",
 				})
 			}
 		}
 		if twice := merge(c.data, object, "data"); twice != "" {
 			r.add(problem{
-				Message: twice + " is given by another data.json too", File: file.path, Row: 1, Hint: "keep it in one file",
+				Message: twice + " is given by another data.json too", File: file.path,
+				Row: rowOf(file, jsonText(twice[strings.LastIndex(twice, ".")+1:]), false), Hint: "keep it in one file",
 			})
 		}
 	}

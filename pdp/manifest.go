@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"regexp"
@@ -19,6 +20,20 @@ type manifest struct {
 
 var revisionPattern = regexp.MustCompile(`^(0|[1-9][0-9]{0,18})$`)
 
+var keyIn = regexp.MustCompile(`^(?:the key ")?(?:metadata\.eab\.|metadata\.)?([a-z_A-Z0-9-]+)`)
+
+// rowOf is the line on which something stands in a file, for the first or the last time; 1 where it does not.
+func rowOf(file *sourceFile, text string, last bool) int {
+	at := bytes.Index(file.data, []byte(text))
+	if last {
+		at = bytes.LastIndex(file.data, []byte(text))
+	}
+	if at < 0 {
+		return 1
+	}
+	return 1 + bytes.Count(file.data[:at], []byte("\n"))
+}
+
 // readManifest takes exactly the keys that are known: OPA's reader matches keys whatever their case, and knows some
 // (file_rego_versions, wasm) that would load more than the hash's reader thinks.
 func readManifest(src *source, r *report) manifest {
@@ -35,7 +50,14 @@ func readManifest(src *source, r *report) manifest {
 	if !ok {
 		return m
 	}
-	note := func(message, hint string) { r.add(problem{Message: message, File: manifestFile, Row: 1, Hint: hint}) }
+	// The message begins with, or has in quotes, the key that it is about.
+	note := func(message, hint string) {
+		row := 1
+		if found := keyIn.FindStringSubmatch(message); found != nil {
+			row = rowOf(file, jsonText(found[1]), false)
+		}
+		r.add(problem{Message: message, File: manifestFile, Row: row, Hint: hint})
+	}
 	document, ok := value.(map[string]any)
 	if !ok {
 		note("it is not an object", `write {"revision": "1", …}`)

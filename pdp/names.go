@@ -42,11 +42,24 @@ func (k *knownNames) near(e *ast.Error) string {
 	case functionName.MatchString(e.Message):
 		name = strings.TrimPrefix(functionName.FindStringSubmatch(e.Message)[1], module.Package.Path.String()+".")
 		known = append(k.rulesOf(module, true), sortedKeys(builtinsByName())...)
+		if meant := otherNames[name]; meant != "" && !slices.Contains(known, name) {
+			return meant
+		}
 	}
 	if name == "" {
 		return ""
 	}
 	return closest(name, known)
+}
+
+// otherNames are what other languages call a built-in.
+var otherNames = map[string]string{
+	"is_list": "is_array", "is_dict": "is_object", "is_map": "is_object", "is_bool": "is_boolean", "is_text": "is_string",
+	"is_str": "is_string", "is_int": "is_number", "is_integer": "is_number", "is_float": "is_number",
+	"len": "count", "length": "count", "size": "count", "substr": "substring", "to_lower": "lower", "lowercase": "lower",
+	"to_upper": "upper", "uppercase": "upper", "strip": "trim_space", "match": "regex.match", "matches": "regex.match",
+	"join": "concat", "format": "sprintf", "starts_with": "startswith", "ends_with": "endswith", "int": "to_number",
+	"get": "object.get", "keys": "object.keys", "average": "sum(…) / count(…)",
 }
 
 // rulesOf are the rules, or the functions, of a module's package.

@@ -32,8 +32,11 @@ type problem struct {
 func invalid(problems []problem) *failure {
 	first := problems[0]
 	message := first.Message
-	if first.File != "" {
+	switch {
+	case first.File != "" && first.Row > 0:
 		message = fmt.Sprintf("%s:%d: %s", first.File, first.Row, first.Message)
+	case first.File != "":
+		message = first.File + ": " + first.Message
 	}
 	return &failure{Code: reasonInvalid, Message: message, Details: problems}
 }
@@ -105,7 +108,12 @@ func (r *report) found(e *ast.Error) {
 	case *ast.UnificationErrDetail:
 		message += fmt.Sprintf(": %s and %s are never equal", types.Sprint(detail.Left), types.Sprint(detail.Right))
 	case *ast.ArgErrDetail:
-		message += argumentsText(detail)
+		if given, takes := len(detail.Have), arityOf(e.Message); takes >= 0 && given != takes {
+			message = fmt.Sprintf("%s takes %s and gets %d", nameIn(e.Message), valuesText(takes), given)
+			hint = fmt.Sprintf("give it %s", valuesText(takes))
+		} else {
+			message += argumentsText(detail)
+		}
 	}
 	if found := unsafeName.FindStringSubmatch(e.Message); found != nil && at != nil {
 		if file := r.src.file(at.File); file != nil {
@@ -115,7 +123,31 @@ func (r *report) found(e *ast.Error) {
 	if near := r.names.near(e); near != "" {
 		hint = fmt.Sprintf("did you mean %s? %s", near, hint)
 	}
-	r.at(at, message, hint)
+	r.at(at, readable(message), hint)
+}
+
+var builtinError = regexp.MustCompile(`^([a-z0-9_.]+): (invalid argument|arity mismatch)`)
+
+func nameIn(message string) string {
+	if found := builtinError.FindStringSubmatch(message); found != nil {
+		return found[1]
+	}
+	return ""
+}
+
+// arityOf is how many values the built-in takes that a message is about; -1 where it is about none.
+func arityOf(message string) int {
+	if declared := builtinsByName()[nameIn(message)]; declared != nil {
+		return len(declared.Decl.FuncArgs().Args)
+	}
+	return -1
+}
+
+func valuesText(count int) string {
+	if count == 1 {
+		return "1 value"
+	}
+	return fmt.Sprintf("%d values", count)
 }
 
 // typeTextMax is where a type is too long to help.
@@ -173,7 +205,9 @@ var hints = []struct {
 	{regexp.MustCompile(`undefined function (bits\.lsh|strings\.render_template)`),
 		"it cannot be stopped and can fill the memory; use arithmetic or sprintf"},
 	{regexp.MustCompile(`undefined function`),
-		"check the spelling; what is there is listed in pdp/capabilities.json, and a function of yours needs its import"},
+		"check the spelling: the built-ins are those of OPA's policy reference, save what would not be the same each time, " +
+			"and a function of yours needs its import"},
+	{regexp.MustCompile(`byte-order mark`), markHint},
 	{regexp.MustCompile(`undefined ref: input`), "check the spelling against the input's schema"},
 	{regexp.MustCompile(`undefined ref`), "check the spelling, and that the rule or data is there"},
 	{regexp.MustCompile(`undefined schema`), "add the file to bus/schema/, and name it schema.<name>"},
@@ -211,4 +245,9 @@ func hintFor(found *ast.Error) string {
 	default:
 		return "correct this line"
 	}
+}
+
+// has says whether something was said of a file.
+func (r *report) has(file string) bool {
+	return slices.ContainsFunc(r.problems, func(one problem) bool { return one.File == file })
 }

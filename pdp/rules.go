@@ -18,13 +18,17 @@ const (
 
 // listedRules is data.bus.manifest.rules: every rule in it must admit, so an empty list must not pass for all of them.
 func (c *constitution) listedRules(r *report) []string {
+	row := 1
 	note := func(message string) {
-		r.add(problem{Message: message, File: rulesListFile, Row: 1, Hint: rulesListHint})
+		r.add(problem{Message: message, File: rulesListFile, Row: row, Hint: rulesListHint})
 	}
 	file := c.src.file(rulesListFile)
 	if file == nil {
 		note("there is no list of rules")
 		return nil
+	}
+	if r.has(rulesListFile) {
+		return nil // it is no JSON; that has been said
 	}
 	value, found := lookup(c.data, []string{root, "manifest", "rules"})
 	list, isList := value.([]any)
@@ -36,9 +40,10 @@ func (c *constitution) listedRules(r *report) []string {
 		note("the list of rules is empty: there is nothing that must admit")
 		return nil
 	}
-	var rules []string
+	rules := []string{}
 	for _, entry := range list {
 		name, ok := entry.(string)
+		row = rowOf(file, jsonText(entry), slices.Contains(rules, name))
 		switch {
 		case !ok || name == "" || strings.Contains(name, "/") || !pathPattern.MatchString(name):
 			note("a rule's name is " + jsonText(entry))
@@ -53,6 +58,9 @@ func (c *constitution) listedRules(r *report) []string {
 
 // checkRuleFolders wants a folder for every listed rule, and a listed rule for every folder.
 func (c *constitution) checkRuleFolders(r *report) {
+	if c.rules == nil {
+		return // without a list nothing is on it; that has been said once
+	}
 	folders := map[string]string{} // name to one of its files
 	for _, file := range c.src.files {
 		below, ok := strings.CutPrefix(file.path, rulesFolder)
@@ -63,7 +71,8 @@ func (c *constitution) checkRuleFolders(r *report) {
 	for _, name := range c.rules {
 		if folders[name] == "" {
 			r.add(problem{
-				Message: fmt.Sprintf("the listed rule %q has no folder", name), File: rulesListFile, Row: 1,
+				Message: fmt.Sprintf("the listed rule %q has no folder", name), File: rulesListFile,
+				Row:  rowOf(c.src.file(rulesListFile), jsonText(name), false),
 				Hint: fmt.Sprintf("write %s%s/%s.rego, or take the rule off the list", rulesFolder, name, name),
 			})
 			continue
@@ -75,8 +84,8 @@ func (c *constitution) checkRuleFolders(r *report) {
 		if !slices.Contains(c.rules, name) {
 			r.add(problem{
 				Message: fmt.Sprintf("the rule folder %q is not listed, so nothing asks it", rulesFolder+name),
-				File:    folders[name],
-				Hint:    fmt.Sprintf("add %q to rules in %s, or remove the folder", name, rulesListFile),
+				File:    folders[name], Row: 1,
+				Hint: fmt.Sprintf("add %q to rules in %s, or remove the folder", name, rulesListFile),
 			})
 		}
 	}

@@ -9,7 +9,12 @@ import (
 	"unicode/utf8"
 )
 
-const jsonDepthMax = 512
+const (
+	jsonDepthMax = 512
+	markHint     = "save it as UTF-8 without a byte order mark (BOM)"
+)
+
+var byteOrderMark = []byte("\ufeff")
 
 // jsonError is where and why a JSON file was not taken.
 type jsonError struct {
@@ -22,6 +27,9 @@ func (e *jsonError) Error() string { return e.message }
 // strictJSON reads one JSON value, numbers as written. Unlike encoding/json it refuses a key that is there twice, so
 // that no two readers can see different documents in the same bytes.
 func strictJSON(data []byte) (any, error) {
+	if bytes.HasPrefix(data, byteOrderMark) {
+		return nil, &jsonError{message: "it begins with a byte order mark"}
+	}
 	if !utf8.Valid(data) {
 		return nil, &jsonError{message: "it is not UTF-8"}
 	}
@@ -111,6 +119,9 @@ func (r *report) json(file *sourceFile) (any, bool) {
 		return value, true
 	}
 	p := problem{Message: err.Error(), File: file.path, Row: 1, Col: 1, Hint: "write one JSON value, each key once, in UTF-8"}
+	if bytes.HasPrefix(file.data, byteOrderMark) {
+		p.Hint = markHint
+	}
 	var at *jsonError
 	if errors.As(err, &at) {
 		before := file.data[:min(int(at.offset), len(file.data))]

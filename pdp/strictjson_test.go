@@ -12,7 +12,7 @@ func TestStrictJSONSaysWhereItEnds(t *testing.T) {
 		"":                            {Message: "ends too early", Row: 1},
 		"{} {}":                       {Message: "something follows", Row: 1},
 		"[1,2":                        {Message: "ends too early", Row: 1},
-		"\xef\xbb\xbf{}":              {Message: "not JSON", Row: 1},
+		"\xef\xbb\xbf{}":              {Message: "byte order mark", Row: 1},
 		"\"\xff\"":                    {Message: "not UTF-8", Row: 1},
 		strings.Repeat("[", 600):      {Message: "nested deeper", Row: 1},
 	} {

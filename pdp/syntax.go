@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"regexp"
 	"strings"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -22,7 +23,7 @@ func (r *report) parseErrors(list ast.Errors, file *sourceFile) {
 		if strings.HasPrefix(e.Message, "unexpected eof") {
 			at = endOf(file)
 		}
-		r.at(at, e.Message, hint)
+		r.at(at, readable(e.Message), hint)
 	}
 }
 
@@ -33,10 +34,14 @@ func endOf(file *sourceFile) *ast.Location {
 	return ast.NewLocation(nil, file.path, row, len(lineOf(written, row))+1)
 }
 
+const together = "write the conditions one below the other, or with `;` between them: `rule if { a; b }`"
+
 // habits are what other languages write, and what Rego has in its place.
 var habits = []struct{ sign, hint string }{
-	{"&&", "write what must hold together on lines of its own: `rule if { a; b }`"},
-	{" and ", "write what must hold together on lines of its own: `rule if { a; b }`"},
+	{"=<", "did you mean `<=`?"},
+	{"=>", "did you mean `>=`?"},
+	{"&&", together},
+	{" and ", together},
 	{"||", "write alternatives as rules of their own: `rule if a` and `rule if b`"},
 	{" or ", "write alternatives as rules of their own: `rule if a` and `rule if b`"},
 	{"'", `write texts in "double quotes"`},
@@ -52,7 +57,17 @@ func foreignSyntax(message, line string, col int) (hint string, at int) {
 	if col > len(line)+1 || strings.Contains(message, "non-terminated string") {
 		return "", 0
 	}
+	if message == "unexpected , token" || strings.HasPrefix(message, "unexpected , token: expected \\n or ;") {
+		return together, col
+	}
+	// A word may begin or end the line, and the place of the error is behind a word that begins it.
+	line = strings.ReplaceAll(line, "\t", " ") + " "
 	start := max(0, min(col-3, len(line)))
+	for _, word := range []string{" and ", " or "} {
+		if begin := len(line) - len(strings.TrimLeft(line, " ")); begin > 0 && strings.HasPrefix(line[begin-1:], word) && col > begin {
+			start = min(start, begin-1)
+		}
+	}
 	first := habitCharsMax
 	for _, habit := range habits {
 		if found := strings.Index(line[start:], habit.sign); found >= 0 && found < first {
@@ -61,6 +76,17 @@ func foreignSyntax(message, line string, col int) (hint string, at int) {
 		}
 	}
 	return hint, at
+}
+
+var importHint = regexp.MustCompile(` \(hint: .import future[^)]*\)`)
+
+// readable is a message of OPA's without what only its developers can use.
+func readable(message string) string {
+	message = strings.ReplaceAll(importHint.ReplaceAllString(message, ""), `\n`, "a new line")
+	for name, sign := range map[string]string{"lt": "<", "lte": "<=", "gt": ">", "gte": ">="} {
+		message = strings.ReplaceAll(message, "unexpected "+name+" token", "unexpected "+sign+" token")
+	}
+	return message
 }
 
 // habitCharsMax is how far behind the place of an error its cause may stand.

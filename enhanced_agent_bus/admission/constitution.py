@@ -177,9 +177,9 @@ def require_passed(checked: Checked, path: Path) -> None:
     if checked.ok:
         return
     first = checked.problems[0] if checked.problems else Problem("invalid", "tests failed")
-    place = f"{first.file}:{first.row}: " if first.file else ""
+    place = ":".join(str(part) for part in (first.file, first.row) if part)
     raise ConstitutionRejected(
-        f"the constitution at {path} was rejected: {place}{first.message}",
+        f"the constitution at {path} was rejected: {f'{place}: ' if place else ''}{first.message}",
         reason=first.reason,
         details=[
             {
