@@ -116,9 +116,13 @@ def _agent(agent_id: str, field: str, around: Surroundings) -> Known:
 
 
 def _recipient(line: Mapping[str, Json], sender: Known, around: Surroundings) -> Known:
-    if "to" in line:
+    named = [field for field in ("to", "capability", "topic") if field in line]
+    if len(named) != 1:
+        has = " and ".join(named) or "none of them"
+        raise NoDocument(f"exactly one of to, capability and topic says where it goes, and it has {has}")
+    field = named[0]
+    if field == "to":
         return _agent(str(line["to"]), "to", around)
-    field = "capability" if "capability" in line else "topic"
     wanted = line.get(field)
     for agent in around.agents.values():
         offered = agent.capabilities if field == "capability" else agent.topics

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -13,8 +12,9 @@ import typer
 
 from enhanced_agent_bus.cli import faults
 from enhanced_agent_bus.cli.author import HIDDEN, at_workbench, place, short, show_step
-from enhanced_agent_bus.cli.render import compact, counted, echo, print_json, print_table, safe
+from enhanced_agent_bus.cli.render import compact, echo, print_json, print_table, safe
 from enhanced_agent_bus.cli.session import session_of
+from enhanced_agent_bus.cli.verdicts import Verdict, rules_that_write, verdict_of
 
 if TYPE_CHECKING:
     from enhanced_agent_bus.authoring.answers import Explained, RuleAnswer, Step
@@ -52,6 +52,9 @@ def explain(
     question = find_question(session, message, constitution, payload=payload)
     explained = at_workbench(lambda bench: bench.explain(question.constitution, question.document))
     verdict = verdict_of(explained, json.loads(question.document))
+    if (problem := verdict.problem) is not None and not problem.rules:
+        written = at_workbench(lambda bench: rules_that_write(bench, question.constitution, problem.part))
+        verdict = dataclasses.replace(verdict, problem=dataclasses.replace(problem, rules=written))
     hide = question.hide_content
     if session.json:
         print_json(_document(explained, verdict, hide=hide) | {"message": message})
@@ -62,61 +65,6 @@ def explain(
     return faults.DONE if verdict.word != "refuse" else faults.FOUND
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the bus makes of a decision: allow, hold or refuse, with its code and what that means."""
-
-    word: str
-    code: str | None = None
-    why: str = ""
-    waits: tuple[str, ...] = ()  # for whose approvals
-
-
-def verdict_of(explained: Explained, document: Mapping[str, Any]) -> Verdict:
-    """The bus's reading of the answer, as it would be for this input."""
-    from enhanced_agent_bus.admission.answer import ruling
-    from enhanced_agent_bus.verdict import Answer, Refusal
-
-    if explained.broken is not None:
-        return Verdict("refuse", explained.broken.code, explained.broken.message)
-    body = b"" if explained.decision is None else json.dumps(explained.decision).encode()
-    ruled = ruling(Answer(None, body))
-    if isinstance(ruled, Refusal):
-        return Verdict("refuse", ruled.code, ruled.message)
-    if not ruled.allow:
-        return Verdict("refuse", "policy_denied")
-    recipient = _at(document, "recipient", "id")
-    for obligation in ruled.obligations:
-        if obligation["type"] == "deliver_only_to" and obligation["agent"] != recipient:
-            return Verdict("refuse", "policy_denied", f"it may be delivered to {obligation['agent']} only")
-    approvals = _approvals(document)
-    waits = tuple(
-        f"{hold.rule}: {counted(missing, 'approval')} by {' or '.join(hold.roles)}, within {hold.expires_seconds:g} s"
-        for hold in ruled.hold
-        if (missing := hold.missing(approvals))
-    )
-    return Verdict("hold", waits=waits) if waits else Verdict("allow")
-
-
-def _at(document: Mapping[str, Any], *keys: str) -> Any:
-    value: Any = document
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
-
-
-def _approvals(document: Mapping[str, Any]) -> list[Any]:
-    from enhanced_agent_bus.verdict import Approval
-
-    given = document.get("approvals")
-    found = []
-    for one in given if isinstance(given, list) else ():
-        if isinstance(one, dict) and isinstance(one.get("roles"), list):
-            plain = {key: str(one.get(key, "")) for key in ("approver", "rule", "at")}
-            found.append(Approval.of(plain | {"roles": [str(role) for role in one["roles"]]}))
-    return found
-
-
 # --- as JSON -------------------------------------------------------------------------------------------------------
 
 
@@ -125,6 +73,7 @@ def _document(explained: Explained, verdict: Verdict, *, hide: bool) -> dict[str
     document: dict[str, Any] = {
         "verdict": verdict.word,
         "code": verdict.code,
+        "problem": None if verdict.problem is None else verdict.problem.document(hide=hide),
         "allow": explained.allow,
         "decision": explained.decision,
         "rules": [_rule(rule, hide=hide) for rule in explained.rules],
@@ -217,6 +166,8 @@ def _show_verdict(explained: Explained, verdict: Verdict, *, hide: bool) -> None
     word = {"allow": "allowed", "hold": "held", "refuse": f"refused ({verdict.code})"}[verdict.word]
     if explained.decision is None and explained.broken is None:
         word = f"undefined: data.bus.decision has no value for this input, so it is {word}"
+    elif verdict.problem is not None:
+        word += f": {safe(verdict.problem.text(hide=hide))}"
     elif verdict.why and not hide:
         word += f": {safe(verdict.why)}"
     echo(word)

@@ -333,6 +333,83 @@ def test_the_verdict_is_what_the_bus_makes_of_the_decision(
     assert {"hold", "obligations", "remember"} <= set(explained)
 
 
+@pytest.mark.parametrize(
+    ("rule", "place", "said"),
+    [
+        ('remember contains {"scope": "sender", "key": "sent", "add": 1}', "remember.0", "sent"),
+        ('remember contains {"scope": "sender", "key": "k", "add": 1.5}', "remember.0.add", "whole number"),
+        ('remember contains {"scope": "sender", "key": "k", "value": "x"}', "remember.0", "mixes numbers"),
+        ('obligations contains {"type": "handler_timeout", "seconds": "5"}', "obligations.handler_timeout", "number"),
+        ('hold contains {"roles": [], "approvers": 1}', "hold.0.roles", "1 or more"),
+    ],
+)
+def test_an_answer_that_the_bus_does_not_take_is_refused_with_its_place(
+    rule: str, place: str, said: str, ask: Asker
+) -> None:
+    """The first line is what the bus would do: which part of the decision, why, and which rule writes it."""
+    facts = {"sender": {"k": 1, "sent": 3, "refused": 0}, "recipient": {}, "conversation": {}, "tenant": {}}
+    status, explained = ask(f"admit if input.message.id\n\n{rule}", {}, facts=facts)
+    assert (status, explained["verdict"], explained["code"]) == (1, "refuse", "policy_malformed")
+    assert explained["problem"]["place"].startswith(place)
+    assert explained["problem"]["rules"] == ["it"]
+    shown = ask.shown()
+    [head] = [line for line in shown.splitlines() if line.startswith("refused (policy_malformed)")]
+    for words in (f"data.bus.decision {place}", said, "from the rule it"):
+        assert words in head
+    assert "allowed" not in shown.splitlines()
+
+
+def test_facts_that_are_missing_in_an_input_are_none(ask: Asker) -> None:
+    """An input that somebody writes need not be whole."""
+    rule = 'admit if input.message.payload\n\nremember contains {"scope": "tenant", "key": "k", "add": 1}'
+    for facts in ({}, {"tenant": {"k": True}}, {"tenant": 3}):
+        assert ask(rule, {}, facts=facts)[1]["verdict"] == "allow"
+    (ask.folder / "message.json").write_text('{"message": {"payload": {}}}')
+    assert run_command(ask.words) == 0
+
+
+def test_a_recorded_answer_that_was_malformed_is_so_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --payload the place is told too, and nothing that was made of the payload."""
+    home, example = tmp_path / "home", ROOT / "examples" / "back_office"
+    monkeypatch.setenv("EAB_HOME", str(home))
+    rules = {
+        "counts": 'admit if input.message.id\n\nremember contains {"scope": "sender", "key": "sent", "add": 1}',
+        "plain": "admit if input.message.id",
+    }
+    lines = [json.dumps({"from": "clerk", "to": "bank", "payload": {"word": "okapi"}})]
+    run_lines(home, example, write_constitution(tmp_path / "policies", rules), lines)
+    (record,) = log(home, "decision")
+    assert record["code"] == "policy_malformed"
+    capsys.readouterr()
+    assert run_command(["policy", "explain", record["message_id"]]) == 1
+    assert (
+        "refused (policy_malformed): data.bus.decision remember.0: "
+        "the key sent is one that the bus itself keeps, from the rule counts"
+    ) in capsys.readouterr().out
+    loud = {
+        "counts": 'admit if input.message.id\n\nremember contains {"scope": "sender", "key": word, "add": 1}\n\n'
+        'word := concat("", [input.message.payload.word | some i in numbers.range(1, 99)])'
+    }
+    write_constitution(tmp_path / "loud", loud)
+    assert run_command(["policy", "explain", record["message_id"], "--constitution", str(tmp_path / "loud")]) == 1
+    assert "okapi" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("fields", [{}, {"to": "b", "topic": "news"}])
+def test_a_line_that_goes_nowhere_says_what_it_needs(
+    fields: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exactly one of to, capability and topic."""
+    home, example = tmp_path / "home", ROOT / "examples" / "back_office"
+    monkeypatch.setenv("EAB_HOME", str(home))
+    run_lines(home, example, write_constitution(tmp_path / "policies"), [])
+    (tmp_path / "m.json").write_text(json.dumps({"from": "clerk", "payload": {}, **fields}))
+    assert run_command(["policy", "explain", str(tmp_path / "m.json")]) == 2
+    assert "exactly one of to, capability and topic" in capsys.readouterr().err
+
+
 def test_approvals_that_are_in_are_counted(ask: Asker) -> None:
     """One of two is not enough, and one agent counts once."""
     rule = 'admit if input.message.id\n\nhold contains {"roles": ["finance"], "approvers": 2}'
