@@ -36,6 +36,7 @@ UNWRITABLE: Final = (
     TypeError,
     OverflowError,
 )
+LAST: Final = 2
 _FORKED: Final = "belongs to the process that was forked"
 _REMEDY: Final = "nothing was delivered; once the disk answers, send again with the same id"
 
@@ -63,7 +64,8 @@ class SqliteLedger:
         self._reads = Reads(home.database)
         self._pid = os.getpid()
         self._generation = 0
-        self._closed = False
+        self._closed = False  # takes no more, but for what has happened
+        self._ended = False  # and takes nothing at all
         self._size = store.head.size
         self._accounting = store.head.accounting.copy()
 
@@ -90,8 +92,9 @@ class SqliteLedger:
         return self._home.node
 
     def put(self, entry: Entry) -> None:
-        if self._closed or (not self._put and os.getpid() != self._pid):
-            _tell(entry, -1, _over("is closed") if self._closed else _over(_FORKED))
+        closed = self._ended or (self._closed and not entry.certain)
+        if closed or (not self._put and os.getpid() != self._pid):
+            _tell(entry, -1, _over("is closed") if closed else _over(_FORKED))
             return
         fields, opening = entry.fields, entry.opening
         try:
@@ -169,6 +172,12 @@ class SqliteLedger:
         self._reads.close()
         await self._writer.close()
         self._home.release()
+
+    def last_words(self) -> None:
+        """All that was handed over is written and told; what was put on hearing of that is the end."""
+        self._hand_over()
+        self._ended = True
+        self._writer.queue.put(None)
 
     # --- what the writer reports, on the loop ----------------------------------------------------------------------
 
@@ -250,7 +259,7 @@ class _Writer:
         self._broken_at = 0  # size of the log when the store broke
         self._doubtful: list[Queued] = []  # the batch that may or may not be on disk
         self._certain: list[Queued] = []  # what has happened and must still be written
-        self._stopping = False
+        self._stopping = 0  # 1: asked to end; LAST: and nothing more will come
 
     def start(self, loop: asyncio.AbstractEventLoop, ledger: SqliteLedger) -> None:
         self._loop = loop
@@ -265,7 +274,11 @@ class _Writer:
         self._thread.join()
 
     def _run(self) -> None:
-        while self._waiting or not self._stopping:
+        asked = False
+        while self._waiting or self._stopping < LAST:
+            if self._stopping and not self._waiting and not asked:
+                asked = True
+                self._post(self._ledger.last_words)
             batch = self._take()
             try:
                 self._turn(batch)
@@ -290,7 +303,7 @@ class _Writer:
 
     def _receive(self, handed: tuple[int, list[Queued]] | None) -> None:
         if handed is None:
-            self._stopping = True
+            self._stopping += 1
             return
         generation, put = handed
         if generation < self._generation:
@@ -298,7 +311,8 @@ class _Writer:
             stale = [entry for entry, _, _ in put if not entry.certain]
             if stale:
                 self._post(self._ledger.failed, stale, _unavailable("the log broke meanwhile"), self._generation)
-            put = [item for item in put if item[0].certain]
+            self._certain += [item for item in put if item[0].certain]
+            return
         self._waiting += put
 
     def _idle_seconds(self) -> float:
@@ -311,8 +325,10 @@ class _Writer:
 
     def _turn(self, batch: list[Queued]) -> None:
         store = self._store if self._store is not None else self._mend()
-        batch[:0] = self._certain
-        self._certain = []
+        if self._certain:
+            store.put_right(entry for entry, _, _ in self._certain)
+            batch[:0] = self._certain
+            self._certain = []
         due = (
             store.records_since_checkpoint() + len(batch) >= self._checkpoint_records
             or store.checkpoint_due_in(self._checkpoint_seconds) <= 0
@@ -354,7 +370,7 @@ class _Writer:
         try:
             self._loop.call_soon_threadsafe(function, *values)
         except RuntimeError:  # the loop is closed: nobody is left who could be told
-            self._stopping = True
+            self._stopping = LAST
 
     # --- when the store breaks -------------------------------------------------------------------------------------
 

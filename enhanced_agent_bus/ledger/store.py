@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
@@ -425,6 +425,16 @@ class Store:
         if ends:
             self.write([(entry, rows.rest_of_record(entry), False) for entry in itertools.starmap(_end, ends)])
         self._home.write_doubt(None)
+
+    def put_right(self, carried: Iterable[Entry]) -> None:
+        """What has waited while the store was mended begins where its message is now, whatever was expected then."""
+        states: dict[int, str] = {}
+        for entry in carried:
+            if (move := entry.move) is not None:
+                if move.row not in states:
+                    (states[move.row],) = self._db.execute(sql.STATE_OF, (move.row,)).fetchone() or (move.was,)
+                entry.move = move._replace(was=states[move.row])
+                states[move.row] = move.state
 
     def _is_in(self, move: Move) -> bool:
         """Whether a message is where this move took it: not, when that was taken back before."""
