@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -18,7 +19,7 @@ from enhanced_agent_bus.admission.trial import WHOLE, Limits, Rollout
 from enhanced_agent_bus.errors import AuditUnavailable, BusError, ConfigInvalid, ConstitutionRejected
 from enhanced_agent_bus.outcome import Activation
 from enhanced_agent_bus.ports import Entry, Loaded, PolicyEngine
-from enhanced_agent_bus.road.desk import Desk
+from enhanced_agent_bus.road.desk import RECORD_SECONDS_MAX, Desk, disk_silent
 from enhanced_agent_bus.settings import EMBEDDED
 
 ROLLOUT: Final = "rollout"  # the setting of the home that a roll-out is kept in
@@ -35,6 +36,7 @@ class Charter:
         self._constitutions = constitutions
         self._engine = engine
         self._activating = asyncio.Lock()
+        self._settling: asyncio.Future[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()  # roll-outs that are being taken back by themselves
 
     async def take(self, path: Path, *, given: bool, percent: int = WHOLE, limits: Limits | None = None) -> Activation:
@@ -42,8 +44,34 @@ class Charter:
 
         Under 100 percent it decides in that share of the conversations, and is taken back when a limit is passed.
         """
-        async with self._activating:
+        async with self._turn():
             return await self._activate(path, percent, limits or Limits(), given=given)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """One change at a time: whoever comes next sees what became of the one before, also where that was cancelled.
+
+        Raises: AuditUnavailable, when the disk does not say.
+        """
+        async with self._activating:
+            if self._settling is not None:
+                try:
+                    async with asyncio.timeout(RECORD_SECONDS_MAX):
+                        await asyncio.shield(self._settling)
+                except TimeoutError:
+                    raise disk_silent() from None
+            yield
+
+    async def _settle(self, entry: Entry, then: Callable[[], None]) -> None:
+        """Writes what changes who decides; `then` makes it so, once it is durable, whoever still waits for that."""
+        settling = self._settling = asyncio.get_running_loop().create_future()
+
+        def settled(error: BusError | None) -> None:
+            settling.set_result(None)
+            if error is None:
+                then()
+
+        await self._desk.write(entry, settled)
 
     async def _activate(self, path: Path, percent: int, limits: Limits, *, given: bool) -> Activation:
         before, out = self._desk.admission.current, self._desk.admission.rollout
@@ -140,11 +168,11 @@ class Charter:
         if event != "unchanged" and self._desk.ledger.setting(ROLLOUT) not in (None, NONE):
             settings[ROLLOUT] = NONE
 
-        def then(error: BusError | None) -> None:
-            if error is None and event != "unchanged":
+        def then() -> None:
+            if event != "unchanged":
                 self._desk.admission.activate(loaded)  # what the log says is active decides, whoever still waits here
 
-        await self._desk.write(Entry("policy", fields, settings=settings), then)
+        await self._settle(Entry("policy", fields, settings=settings), then)
         if event == "unchanged":
             return
         fault("policy.after_swap")
@@ -168,12 +196,8 @@ class Charter:
         kept = {"digest": loaded.digest, "revision": loaded.revision, "source": loaded.source, **shown}
         fault("policy.before_swap")
 
-        def then(error: BusError | None) -> None:
-            if error is None:
-                self._begin(loaded, percent, limits)
-
         entry = Entry("policy", {**fields, "details": [], **shown}, settings={ROLLOUT: orjson.dumps(kept).decode()})
-        await self._desk.write(entry, then)
+        await self._settle(entry, lambda: self._begin(loaded, percent, limits))
         fault("policy.after_swap")
 
     def _begin(self, loaded: Loaded, percent: int, limits: Limits) -> None:
@@ -207,7 +231,7 @@ class Charter:
 
     async def roll_back(self) -> Activation:
         """On command: the active one decides everything again. Raises: KeyError, when nothing is being rolled out."""
-        async with self._activating:
+        async with self._turn():
             out = self._desk.admission.rollout
             if out is None:
                 raise KeyError("nothing is being rolled out")
@@ -223,12 +247,12 @@ class Charter:
             task.add_done_callback(self._ending.discard)
 
     async def _end(self, out: Rollout, what: str) -> None:
-        async with self._activating:
-            if self._desk.admission.rollout is out:  # and nobody was quicker
-                try:
+        try:
+            async with self._turn():
+                if self._desk.admission.rollout is out:  # and nobody was quicker
                     await self._take_back(out, what)
-                except BusError:
-                    return  # it decides on; the next decision under it finds the limit passed again
+        except BusError:
+            return  # it decides on; the next decision under it finds the limit passed again
 
     async def _take_back(self, out: Rollout, reason: str) -> None:
         """Records why a candidate decides no more, then lets the active one decide in its place."""
@@ -246,11 +270,11 @@ class Charter:
             "errors": out.errors,
         }
 
-        def then(error: BusError | None) -> None:
-            if error is None and self._desk.admission.rollout is out:
+        def then() -> None:
+            if self._desk.admission.rollout is out:
                 self._desk.admission.roll_out(None)
 
-        await self._desk.write(Entry("policy", fields, settings={ROLLOUT: NONE}), then)
+        await self._settle(Entry("policy", fields, settings={ROLLOUT: NONE}), then)
         await self._engine.drop(candidate.digest)
 
     async def close(self) -> None:

@@ -39,6 +39,7 @@ class Deliberating:
         self._rescue = rescue
         self._counting = asyncio.Lock()  # an approval is on disk, or is none, before the next one is looked at
         self._releases: set[asyncio.Task[Deliberated]] = set()
+        self._stopped = False
 
     async def approve(self, approver: Party, message_id: str, comment: str | None) -> Deliberated:
         """One agent's yes to every rule that it may decide about. Raises: KeyError, BusError, AuditUnavailable."""
@@ -63,7 +64,7 @@ class Deliberating:
             nonlocal release
             if error is not None:
                 parcel.approvals = tuple(one for one in parcel.approvals if one not in given)
-            elif self.is_released(parcel):
+            elif self.is_released(parcel) and not self._stopped:
                 release = self.release(parcel)
 
         await self._desk.write(entry, then)
@@ -115,6 +116,7 @@ class Deliberating:
 
     async def stop(self) -> None:
         """Ends what is under way."""
+        self._stopped = True
         tasks = list(self._releases)
         for task in tasks:
             task.cancel()
