@@ -29,6 +29,7 @@ __all__ = [
     "Priority",
     "Reason",
     "Receipt",
+    "Recovery",
     "Refusal",
     "Refused",
     "RequestTimeout",
@@ -37,6 +38,7 @@ __all__ = [
     "Status",
     "StoreCorrupt",
     "StoreLocked",
+    "Strategy",
     "Waiting",
     "open_bus",
 ]
@@ -45,6 +47,7 @@ __version__ = "0.1.0"
 if _typing.TYPE_CHECKING:
     from enhanced_agent_bus.agent import Agent
     from enhanced_agent_bus.bus import AgentBus
+    from enhanced_agent_bus.delivery.strategies import Strategy
     from enhanced_agent_bus.errors import (
         AgentExists,
         AuditUnavailable,
@@ -71,6 +74,7 @@ if _typing.TYPE_CHECKING:
         Fact,
         Outcome,
         Receipt,
+        Recovery,
         ShadowReport,
         Status,
         Waiting,
@@ -86,7 +90,7 @@ else:  # At run time each name is imported when it is first asked for (PEP 562):
     )
     _OUTCOMES = (
         *("Activation", "AgentInfo", "Candidate", "DeadLetter", "Deliberated", "Divergence", "Drained", "Fact"),
-        *("Outcome", "Receipt", "ShadowReport", "Status", "Waiting"),
+        *("Outcome", "Receipt", "Recovery", "ShadowReport", "Status", "Waiting"),
     )
     _MODULES = {
         "Agent": "agent",
@@ -96,6 +100,7 @@ else:  # At run time each name is imported when it is first asked for (PEP 562):
         **dict.fromkeys(_OUTCOMES, "outcome"),
         "Gate": "ports",
         "Retry": "recovery.retry",
+        "Strategy": "delivery.strategies",
         **dict.fromkeys(("Pass", "Reason", "Refusal"), "verdict"),
         "open_bus": "wiring",
     }

@@ -113,6 +113,25 @@ class Agent:
         draft = Draft(payload, type, priority, id, conversation, cause, headers, expires_in)
         return await self._bus.fan_out(self._party, topic, draft)
 
+    async def broadcast(
+        self,
+        payload: Any = None,
+        *,
+        type: str = "notification",
+        priority: Priority | int = Priority.NORMAL,
+        id: str | None = None,
+        conversation: str | None = None,
+        cause: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        expires_in: float | None = None,
+    ) -> list[Receipt]:
+        """Sends to everyone else of the tenant: a message, a decision and a receipt for each.
+
+        With `id=X` the messages are named `<sender>/X/<recipient>`, as those of a topic are.
+        """
+        draft = Draft(payload, type, priority, id, conversation, cause, headers, expires_in)
+        return await self._bus.fan_out(self._party, None, draft)
+
     async def approve(self, message_id: str, *, comment: str | None = None) -> Deliberated:
         """Approves what is held of a message and wants a role of this agent; with the last approval it is decided anew.
 

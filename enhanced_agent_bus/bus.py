@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Final
@@ -22,11 +23,14 @@ from enhanced_agent_bus.admission.trial import Limits, Rollout, checked_percent
 from enhanced_agent_bus.agent import Agent, Draft
 from enhanced_agent_bus.delivery.parcel import Parcel
 from enhanced_agent_bus.delivery.runner import Handler, is_async
+from enhanced_agent_bus.delivery.strategies import ByKey
+from enhanced_agent_bus.delivery.watchdog import Watchdog
 from enhanced_agent_bus.errors import AgentExists, AuditUnavailable, BusError
-from enhanced_agent_bus.message import REPLY_TYPES, Message
+from enhanced_agent_bus.message import REPLY_TYPES, TYPES, Message, shown
 from enhanced_agent_bus.outcome import (
     Activation,
     AgentInfo,
+    BlockedLoop,
     Candidate,
     DeadLetter,
     Deliberated,
@@ -34,12 +38,13 @@ from enhanced_agent_bus.outcome import (
     Fact,
     Outcome,
     Receipt,
+    Recovery,
     ShadowReport,
     Status,
     Waiting,
     instant_of,
 )
-from enhanced_agent_bus.ports import AgentRow, Clock, Entry, FactChange, Ledger, PolicyEngine, StoredMessage
+from enhanced_agent_bus.ports import AgentRow, Clock, Entry, FactChange, Ledger, PolicyEngine, Runs, StoredMessage
 from enhanced_agent_bus.recovery.retry import Retry
 from enhanced_agent_bus.road.asking import Asking
 from enhanced_agent_bus.road.carriage import Carriage
@@ -48,14 +53,17 @@ from enhanced_agent_bus.road.deliberating import Deliberating
 from enhanced_agent_bus.road.desk import Desk, handling_now
 from enhanced_agent_bus.road.endings import Endings
 from enhanced_agent_bus.road.mailroom import Mailroom
+from enhanced_agent_bus.road.recovering import Recovering
 from enhanced_agent_bus.road.replies import Replies
 from enhanced_agent_bus.road.rescue import Rescue
 from enhanced_agent_bus.road.sending import Sending
 from enhanced_agent_bus.road.shadowing import Shadowing, Spare
 from enhanced_agent_bus.routing.registry import Registry
+from enhanced_agent_bus.settings import Recovery as RecoverySettings
 from enhanced_agent_bus.settings import Settings
 from enhanced_agent_bus.verdict import Party, Refusal
 
+BLOCKED_KEPT: Final = 10
 WORKERS_SECONDS_MAX: Final = 1.0  # for handlers that are stopped to let go
 
 
@@ -75,9 +83,11 @@ class AgentBus:
         randomness: Randomness,
         threads: Executor,
         chance: Callable[[], float],
+        runs: Runs,
         weakenings: Sequence[str],
         home: str,
         spare: Spare,
+        note_blocked: Callable[[BlockedLoop | None], None],
     ) -> None:
         self._desk = desk = Desk(
             settings=settings,
@@ -88,6 +98,7 @@ class AgentBus:
             randomness=randomness,
             threads=threads,
             chance=chance,
+            runs=runs,
         )
         self._engine = engine
         self._weakenings = list(weakenings)
@@ -96,12 +107,15 @@ class AgentBus:
         self._shadowing = Shadowing(desk, constitutions, spare)
         self._endings = Endings(desk)
         self._mailroom = Mailroom(desk, self._endings)
-        self._rescue = Rescue(desk, self._endings, self._mailroom)
+        self._recovering = Recovering(desk, self._endings, self._mailroom)
+        self._rescue = Rescue(desk, self._endings, self._mailroom, self._recovering)
         self._sending = Sending(desk, self._endings, self._mailroom, self._rescue)
         self._asking = Asking(desk, self._sending)
         replies = Replies(desk, self._endings, self._rescue, self._sending)
         self._deliberating = Deliberating(desk, self._endings, self._mailroom, self._rescue)
         self._carriage = Carriage(desk, self._endings, self._mailroom, self._rescue, replies)
+        self.watchdog = Watchdog(self._carriage.agent_of, note_blocked, self._was_blocked)
+        self._blocked: deque[BlockedLoop] = deque(maxlen=BLOCKED_KEPT)
         self._closing: asyncio.Task[Drained] | None = None
         self._closers: set[Parcel] = set()  # whose handlers wait for the close that waits for handlers
 
@@ -119,13 +133,14 @@ class AgentBus:
         payload: type[BaseModel] | None = None,
         concurrency: int | None = None,
         timeout: float | None = None,
-        retry: Retry | None = None,
+        retry: Retry | Mapping[str, Retry] | None = None,
         when_full: str | None = None,
         constitution: str = "latest",
     ) -> Agent:
         """Registers an agent, durably; a later process that opens the home takes it up again under the same names.
 
-        `timeout` is seconds for one handler run, `concurrency` how many run at once.
+        `timeout` is seconds for one handler run, `concurrency` how many run at once. `retry` may name one a message
+        type, {"command": Retry.manual()}; the other types are retried as the settings say.
         Raises: AgentExists; ValueError for a name that is none; AuditUnavailable; BusClosed.
         """
         self._desk.require_open()
@@ -143,6 +158,8 @@ class AgentBus:
             constitution,
             live=True,
         )
+        if isinstance(retry, Mapping) and (unknown := set(retry) - TYPES):
+            raise ValueError(f"retry names {shown(min(unknown))}, which is no type of message")
         before = self._desk.registry.row(agent_id)
         party = self._desk.registry.claim(row)
         try:
@@ -161,11 +178,14 @@ class AgentBus:
             self._desk.registry.release(agent_id, forget=row)
             self._desk.require_open()
         post = self._desk.post(agent_id)
-        post.handler = handler
+        order = handler.key if isinstance(handler, ByKey) else None
+        post.mailbox.order_by(None if order is None else lambda parcel: order(Message(parcel.envelope)))
+        post.handler = handler = handler.handler if isinstance(handler, ByKey) else handler
         post.on_loop = handler is not None and is_async(handler)
         post.model = payload
         post.seconds = timeout if timeout is not None else delivery.timeout_seconds
-        post.retry = retry or Retry.exponential(recovery.attempts, recovery.base_seconds, recovery.cap_seconds)
+        post.retry = retry if isinstance(retry, Retry) else usual_retry(recovery)
+        post.retries = dict(retry) if isinstance(retry, Mapping) else {}
         post.when_full = when_full or delivery.when_full
         if handler is not None:
             for parcel in post.mailbox.items():
@@ -214,6 +234,7 @@ class AgentBus:
                         live=self._desk.registry.live(row.id) is not None,
                         has_handler=post is not None and post.handler is not None,
                         waiting=post.mailbox.taken if post is not None else 0,
+                        breaker="closed" if post is None else post.breaker.state(self._desk.clock.monotonic()),
                     )
                 )
         return found
@@ -286,12 +307,13 @@ class AgentBus:
         return await self._endings.outcome(message_id, timeout)
 
     async def replay(self, message_id: str) -> Receipt:
-        """Decides a dead letter anew; allowed, it is queued again; refused, it stays where it is.
+        """Decides a dead letter, or a message parked by a manual retry, anew.
 
-        Raises: KeyError, when there is no dead letter of this id; AuditUnavailable; BusClosed.
+        Allowed, it is queued again, with its attempts and its time to live renewed; refused, it stays where it is.
+        Raises: KeyError, when there is none of this id; AuditUnavailable; BusClosed.
         """
         self._desk.require_open()
-        return await self._rescue.replay(self._rescue.dead(message_id))
+        return await self._rescue.replay(self._rescue.replayable(message_id))
 
     async def discard(self, message_id: str, *, reason: str) -> None:
         """Ends a dead letter, or a message that waits. Raises: KeyError, when there is none of this id; BusClosed."""
@@ -304,6 +326,31 @@ class AgentBus:
         elif parcel.state == "in_flight" or parcel.ending:
             raise KeyError(f"{message_id} is being handled")
         await self._endings.end(parcel, "discarded", "discarded", text=str(reason)).wait()
+
+    def recoveries(self, state: str | None = None) -> list[Recovery]:
+        """What failed and is, or was, to be tried again: the newest that are over, then the rest by priority and time.
+
+        Those that are over are this process's; what waits is taken up after a restart.
+        """
+        return self._recovering.view(state)
+
+    async def pause_recovery(self, message_id: str | None = None) -> None:
+        """Holds back every message that is to be tried again, after a restart too, or this one; new ones still run.
+
+        Raises: KeyError, when this one is not waiting to be tried again; AuditUnavailable; BusClosed.
+        """
+        self._desk.require_open()
+        await self._recovering.pause(message_id)
+
+    async def resume_recovery(self, message_id: str | None = None) -> None:
+        """Ends the pause; or tries this message now, which is decided anew. Raises: as `pause_recovery` does."""
+        self._desk.require_open()
+        await self._recovering.resume(message_id)
+
+    async def cancel_recovery(self, message_id: str) -> None:
+        """Tries this message no more: it becomes a dead letter. Raises: as `pause_recovery` does."""
+        self._desk.require_open()
+        await self._recovering.cancel(message_id)
 
     def facts(self, scope: str | None = None, owner: str | None = None) -> list[Fact]:
         """What decisions have remembered."""
@@ -349,7 +396,22 @@ class AgentBus:
             home=self._home,
             shadow=None if self._desk.admission.shadow is None else self._desk.admission.shadow.candidate.digest,
             candidate=_candidate(self._desk.admission.rollout),
+            breakers=self._breakers(),
+            recovery_paused=self._desk.recoveries.paused,
+            blocked=tuple(self._blocked),
         )
+
+    def _was_blocked(self, blocked: BlockedLoop) -> None:
+        """The loop goes on: what held it up stands in the status, and in the log where an agent's handler did it."""
+        self._blocked.append(blocked)
+        if blocked.agent and not self._desk.closed:
+            fields = {"event": "blocked_loop", "agent": blocked.agent, "where": blocked.where}
+            self._desk.ledger.put(Entry("agent", {**fields, "duration_us": int(blocked.seconds * 1e6)}))
+
+    def _breakers(self) -> dict[str, str]:
+        now = self._desk.clock.monotonic()
+        shut = (post for post in self._desk.posts.values() if post.breaker.shut)
+        return {post.agent_id: post.breaker.state(now) for post in shut}
 
     def status_constitution(self) -> str:
         """The digest of the active constitution."""
@@ -399,8 +461,8 @@ class AgentBus:
         """One message and its reply. For `Agent.request`."""
         return await self._asking.ask(sender, to, capability, draft, timeout)
 
-    async def fan_out(self, sender: Party, topic: str, draft: Draft) -> list[Receipt]:
-        """One message a subscriber. For `Agent.publish`."""
+    async def fan_out(self, sender: Party, topic: str | None, draft: Draft) -> list[Receipt]:
+        """One message a subscriber, or for each of the tenant. For `Agent.publish` and `Agent.broadcast`."""
         return await self._asking.fan_out(sender, topic, draft)
 
     async def approve(self, approver: Party, message_id: str, comment: str | None) -> Deliberated:
@@ -423,6 +485,7 @@ class AgentBus:
             for stored in page:
                 self._take_up(stored)
             after = page[-1].seq
+        self._desk.runs.forget()  # in the order of the log: what was noted of them is on its way to the disk before it
 
     def _take_up(self, stored: StoredMessage) -> None:
         parcel = self._rescue.parcel_of(stored)
@@ -444,9 +507,13 @@ class AgentBus:
             if self._deliberating.is_released(parcel):  # the last approval was in, and nothing was decided on it
                 self._deliberating.release(parcel)
             return
-        wait_us = stored.due_us - self._desk.clock.now_us() if stored.state == "retrying" else 0
-        if wait_us > 0:
-            self._mailroom.later(parcel, wait_us / 1e6)
+        if stored.seq in self._desk.runs.interrupted() and not parcel.manual:
+            self._rescue.interrupted(parcel)
+        if parcel.manual:
+            self._recovering.park(parcel, stored.code or "", stored.error or "")
+        elif stored.state == "retrying" and stored.code is not None:
+            wait_us = stored.due_us - self._desk.clock.now_us()
+            self._recovering.later(parcel, max(0.0, wait_us / 1e6), stored.code, stored.error or "")
         else:
             self._mailroom.carry(post, parcel)
 
@@ -530,6 +597,16 @@ class AgentBus:
                 self._desk.admission.facts.durable(changes)
 
         await self._desk.write(entry, then)
+
+
+def usual_retry(recovery: RecoverySettings) -> Retry:
+    """What the settings say of an agent that says nothing itself."""
+    if recovery.strategy == "manual":
+        return Retry.manual()
+    if recovery.strategy == "immediate":
+        return Retry.immediate(recovery.attempts)
+    kind = Retry.linear if recovery.strategy == "linear" else Retry.exponential
+    return kind(recovery.attempts, recovery.base_seconds, recovery.cap_seconds)
 
 
 def _agent_fields(row: AgentRow) -> dict[str, Any]:

@@ -97,11 +97,12 @@ class Refused(BusError):
 
 
 class NotDelivered(BusError):
-    """A request was accepted and ended without a reply; `outcome` says how."""
+    """A request was accepted and ended without a reply; `outcome` says how, and names the handler's error."""
 
     def __init__(self, message_id: str, outcome: Outcome, *, code: str, remedy: str = "") -> None:
+        error = f" after {outcome.error}" if outcome.error else ""
         super().__init__(
-            f"request {message_id} got no reply ({code}); it ended as {outcome.state}", code=code, remedy=remedy
+            f"request {message_id} got no reply ({code}); it ended as {outcome.state}{error}", code=code, remedy=remedy
         )
         self.outcome = outcome
 

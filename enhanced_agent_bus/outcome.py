@@ -21,12 +21,16 @@ END_STATES = ("delivered", "refused", "expired", "dead_lettered", "discarded")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a message ended. `reply` is what the handler returned, once that was itself decided."""
+    """How a message ended. `reply` is what the handler returned, once that was itself decided.
+
+    `error` is the type of the handler's error that it ended with, never the text.
+    """
 
     state: OutcomeState
     attempts: int = 0
     code: str | None = None
     reply: Message | None = None
+    error: str | None = None
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -106,6 +110,36 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class Recovery:
+    """A message whose handler failed, as `eab recovery list` shows it; its own state stays one of the contract's.
+
+    pending: due, and held back by a pause or the retry budget, or parked until somebody decides; waiting: until `due`;
+    retrying: decided anew, in the mailbox or in its handler; succeeded, failed or cancelled: over.
+    """
+
+    message_id: str
+    sender: str
+    recipient: str
+    priority: int
+    attempts: int  # handler runs when it failed last
+    code: str
+    error: str  # the error's type
+    state: str
+    due: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BlockedLoop:
+    """A time that the event loop stood still. `agent` is whose handler it was; empty where it was something else."""
+
+    agent: str
+    where: str  # file:line, as it was seen
+    seconds: float
+    at: datetime  # when it was seen
+    over: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Deliberated:
     """What became of a held message with an approval or a rejection.
 
@@ -142,6 +176,7 @@ class AgentInfo:
     live: bool
     has_handler: bool
     waiting: int
+    breaker: str = "closed"  # or open, or half_open
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,3 +263,6 @@ class Status:
     running: bool = True
     shadow: str | None = None  # the digest of a candidate that looks on
     candidate: Candidate | None = None  # beside `constitution`, while one is rolled out
+    breakers: dict[str, str] = field(default_factory=dict)  # of the agents whose breaker is open or half_open
+    recovery_paused: bool = False
+    blocked: tuple[BlockedLoop, ...] = ()  # the newest times that the event loop stood still, oldest first

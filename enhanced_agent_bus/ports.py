@@ -6,7 +6,7 @@ in `tests/contract/`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -157,6 +157,24 @@ class Marks(Protocol):
     def write_mark(self, mark: Mapping[str, Any]) -> None:
         """Durable when it returns. Raises: OSError."""
         ...
+
+
+class Runs(Protocol):
+    """Which handlers are running, in a place that outlives a process that is killed. Of no weight for the promise."""
+
+    def interrupted(self) -> Collection[int]:
+        """The rows (`StoredMessage.seq`) that were in handlers when the last process ended."""
+        ...
+
+    def forget(self) -> None:
+        """Those are dealt with."""
+        ...
+
+    def begin(self, row: int) -> int:
+        """Notes a handler run; what it returns is for `end`."""
+        ...
+
+    def end(self, slot: int) -> None: ...
 
 
 # --- the ledger ----------------------------------------------------------------------------------------------------

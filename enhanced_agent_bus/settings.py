@@ -119,10 +119,14 @@ class Delivery(Section):
 class Recovery(Section):
     """When a failed message is tried again, unless a registration says otherwise."""
 
-    strategy: Literal["exponential"] = "exponential"
+    strategy: Literal["exponential", "linear", "immediate", "manual"] = "exponential"
     attempts: Annotated[int, Field(ge=1, le=1000)] = 5
     base_seconds: SecondsOrNone = 0.1
     cap_seconds: SecondsOrNone = 5.0
+    breaker_failures: Annotated[int, Field(ge=1, le=1_000_000)] = 5
+    breaker_seconds: Seconds = 10.0
+    budget_ratio: Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)] = 0.2
+    budget_per_second: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] = 100.0
 
 
 class Audit(Section):

@@ -37,6 +37,7 @@ from enhanced_agent_bus import (
     Message,
     Outcome,
     Priority,
+    Recovery,
     Refused,
     Retry,
     ShadowReport,
@@ -101,7 +102,7 @@ class AgentBus:
         payload: type[BaseModel] | None = None,
         concurrency: int | None = None,
         timeout: float | None = None,
-        retry: Retry | None = None,
+        retry: Retry | Mapping[str, Retry] | None = None,
         when_full: str | None = None,
         constitution: str = "latest",
     ) -> Agent:
@@ -174,6 +175,22 @@ class AgentBus:
     def discard(self, message_id: str, *, reason: str) -> None:
         """Ends a dead letter, or a message that waits. Raises: KeyError, when there is none of this id."""
         self._loop.run(self._bus.discard, message_id, reason=reason)
+
+    def recoveries(self, state: str | None = None) -> list[Recovery]:
+        """What failed and is, or was, to be tried again."""
+        return self._loop.look(self._bus.recoveries, state)
+
+    def pause_recovery(self, message_id: str | None = None) -> None:
+        """Holds back every message that is to be tried again, after a restart too, or this one. Raises: KeyError."""
+        self._loop.run(self._bus.pause_recovery, message_id)
+
+    def resume_recovery(self, message_id: str | None = None) -> None:
+        """Ends the pause; or tries this message now, which is decided anew. Raises: KeyError."""
+        self._loop.run(self._bus.resume_recovery, message_id)
+
+    def cancel_recovery(self, message_id: str) -> None:
+        """Tries this message no more: it becomes a dead letter. Raises: KeyError."""
+        self._loop.run(self._bus.cancel_recovery, message_id)
 
     def facts(self, scope: str | None = None, owner: str | None = None) -> list[Fact]:
         """What decisions have remembered."""
@@ -305,6 +322,25 @@ class Agent:
         """Sends to every subscriber of a topic of the tenant: a message, a decision and a receipt for each."""
         receipts = self._loop.run(
             self._agent.publish, topic, payload, type=type, priority=priority, id=id, conversation=conversation,
+            cause=cause, headers=headers, expires_in=expires_in,
+        )  # fmt: skip
+        return [_receipt(self._loop, receipt) for receipt in receipts]
+
+    def broadcast(
+        self,
+        payload: Any = None,
+        *,
+        type: str = "notification",
+        priority: Priority | int = Priority.NORMAL,
+        id: str | None = None,
+        conversation: str | None = None,
+        cause: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        expires_in: float | None = None,
+    ) -> list[Receipt]:
+        """Sends to everyone else of the tenant: a message, a decision and a receipt for each."""
+        receipts = self._loop.run(
+            self._agent.broadcast, payload, type=type, priority=priority, id=id, conversation=conversation,
             cause=cause, headers=headers, expires_in=expires_in,
         )  # fmt: skip
         return [_receipt(self._loop, receipt) for receipt in receipts]

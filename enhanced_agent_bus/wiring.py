@@ -27,7 +27,9 @@ from enhanced_agent_bus.engines.worker import WorkerEngine
 from enhanced_agent_bus.errors import ConfigInvalid, ConstitutionRejected, StoreCorrupt
 from enhanced_agent_bus.ledger.home import Home, is_new, open_home
 from enhanced_agent_bus.ledger.memory import MemoryLedger
+from enhanced_agent_bus.ledger.runs import NoRuns, Runs
 from enhanced_agent_bus.ledger.sqlite import SqliteLedger
+from enhanced_agent_bus.outcome import BlockedLoop
 from enhanced_agent_bus.ports import Clock, Gate, Ledger
 from enhanced_agent_bus.routing.registry import Registry
 from enhanced_agent_bus.settings import EMBEDDED, Policy, Settings, load_settings
@@ -94,6 +96,7 @@ async def _build(
         gate_seconds=settings.limits.gate_seconds,
         grace_seconds=settings.constitution.grace_seconds,
     )
+    runs: Runs | NoRuns = NoRuns() if place is None else Runs(place.path / "running")
     threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="eab-handler")
     stack.callback(threads.shutdown, wait=False, cancel_futures=True)
     bus = AgentBus(
@@ -113,8 +116,10 @@ async def _build(
         randomness=randomness,
         threads=threads,
         chance=random.Random().random,  # noqa: S311 - jitter, not a secret
+        runs=runs,
         weakenings=(*getattr(clock, "weakenings", ()), "no_witness"),
         home=str(folder) if folder is not None else MEMORY,
+        note_blocked=_unnoted if place is None else place.note_blocked,
         spare=partial(WorkerEngine.start, workers=1, memory_mb=policy.memory_mb),
     )
     if place is not None:
@@ -126,6 +131,8 @@ async def _build(
             remedy="remove each of them, or open the bus without strict",
         )
     await bus.start()
+    stack.callback(bus.watchdog.stop)
+    bus.watchdog.start()
     if place is not None:
         path = socket_path(place.path)
         server = ControlServer(bus, path)
@@ -133,6 +140,10 @@ async def _build(
         stack.push_async_callback(server.close)
         place.lock.announce(path)
     return bus
+
+
+def _unnoted(_blocked: BlockedLoop | None) -> None:
+    """Where there is no home, no other process can ask."""
 
 
 class _MarkInMemory:

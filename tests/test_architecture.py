@@ -51,7 +51,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "cli": SHOWN | STATIONS | FILLERS | {PACKAGE, "audit", "authoring", "bench"},
     "bench": SHOWN | STATIONS | FILLERS | {PACKAGE, "audit"},
     "__main__": frozenset({"cli"}),
-    PACKAGE: VALUES | {"agent", "bus", "ports", "recovery", "wiring"},
+    PACKAGE: VALUES | {"agent", "bus", "delivery", "ports", "recovery", "wiring"},
 }
 
 #: What any room may use of other people's: JSON, and checked values at the edge.

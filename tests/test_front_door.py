@@ -26,11 +26,13 @@ PROMISED: Final = frozenset(
         "Activation", "Agent", "AgentBus", "AgentExists", "AuditUnavailable", "BusClosed", "BusError", "ConfigInvalid",
         "ConstitutionRejected", "DeadLetter", "Drained", "EngineMissing", "Gate", "Message", "NotDelivered", "Outcome",
         "Pass", "Priority", "Reason", "Receipt", "Refusal", "Refused", "RequestTimeout", "Retry", "Status",
-        "StoreCorrupt", "StoreLocked", "open_bus",
+        "StoreCorrupt", "StoreLocked", "Strategy", "open_bus",
     }
 )  # fmt: skip
 #: What operators' lists are made of.
-LISTED: Final = frozenset({"AgentInfo", "Candidate", "Deliberated", "Divergence", "Fact", "ShadowReport", "Waiting"})
+LISTED: Final = frozenset(
+    {"AgentInfo", "Candidate", "Deliberated", "Divergence", "Fact", "Recovery", "ShadowReport", "Waiting"}
+)
 PUBLIC: Final = sorted(PROMISED | LISTED)
 
 

@@ -28,6 +28,7 @@ from enhanced_agent_bus.cli import (
     policy,
     policy_sign,
     queue,
+    recovery,
     run,
     send,
     state,
@@ -59,6 +60,7 @@ for name, group in (
     ("held", held.app),
     ("queue", queue.app),
     ("dlq", dlq.app),
+    ("recovery", recovery.app),
     ("audit", audit.app),
 ):
     app.add_typer(group, name=name)

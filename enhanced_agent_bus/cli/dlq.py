@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -18,7 +19,7 @@ from enhanced_agent_bus.cli.render import (
     quoted,
     safe,
 )
-from enhanced_agent_bus.cli.session import change, note_access, session_of
+from enhanced_agent_bus.cli.session import Session, change, note_access, session_of
 
 MessageId = Annotated[str, typer.Argument(metavar="ID", help="The message's id, as `eab dlq list` shows it.")]
 LIST_REMEDY = "`eab dlq list` shows the dead letters"
@@ -27,15 +28,20 @@ app = typer.Typer(help="Dead letters: list, show, replay, discard.", rich_markup
 
 
 @app.command("list")
-def list_(context: typer.Context) -> None:
+def list_(
+    context: typer.Context,
+    *,
+    sender: Annotated[str | None, typer.Option(metavar="AGENT", help="Only those that this agent sent.")] = None,
+    recipient: Annotated[str | None, typer.Option(metavar="AGENT", help="Only those for this agent.")] = None,
+    kind: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only those of this type.")] = None,
+    code: Annotated[str | None, typer.Option(metavar="CODE", help="Only those that ended with this code.")] = None,
+) -> None:
     """List the dead letters; reads only.
 
-    Example: eab dlq list
+    Example: eab dlq list --recipient booker
     """
-    from enhanced_agent_bus.cli.reading import dead_letters
-
     session = session_of(context)
-    rows = dead_letters(session.existing_home())
+    rows = _chosen(session, {"sender": sender, "recipient": recipient, "type": kind, "code": code})
     if session.json:
         print_json_lines(rows)
         return
@@ -77,15 +83,41 @@ def show(
         echo(f"or end it:         {session.command(f'dlq discard {quoted(message_id)} --reason TEXT')}")
 
 
-@app.command()
-def replay(context: typer.Context, message_id: MessageId) -> int:
-    """Decide a dead letter anew.
+def _chosen(session: Session, wanted: Mapping[str, str | None]) -> list[dict[str, Any]]:
+    from enhanced_agent_bus.cli.reading import dead_letters
 
-    When that allows it, it is queued again.
+    rows = dead_letters(session.existing_home())
+    return [row for row in rows if all(value in (None, row[name]) for name, value in wanted.items())]
+
+
+@app.command()
+def replay(
+    context: typer.Context,
+    message_id: Annotated[
+        str | None, typer.Argument(metavar="[ID]", show_default=False, help="One message, as `eab dlq list` shows it.")
+    ] = None,
+    *,
+    every: Annotated[bool, typer.Option("--all", help="All of them, or all that the options below choose.")] = False,
+    sender: Annotated[str | None, typer.Option(metavar="AGENT", help="With --all: that this agent sent.")] = None,
+    recipient: Annotated[str | None, typer.Option(metavar="AGENT", help="With --all: for this agent.")] = None,
+    kind: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="With --all: of this type.")] = None,
+    code: Annotated[str | None, typer.Option(metavar="CODE", help="With --all: that ended with this code.")] = None,
+    rate: Annotated[float | None, typer.Option(metavar="N", help="With --all: at most so many a second.")] = None,
+) -> int:
+    """Decide dead letters anew.
+
+    What that allows is queued again; what it refuses stays where it is.
 
     Example: eab dlq replay desk/order-7
     """
     session = session_of(context)
+    wanted = {"sender": sender, "recipient": recipient, "type": kind, "code": code}
+    if every == (message_id is not None) or (not every and (rate is not None or any(wanted.values()))):
+        raise CliError("give either an id, or --all and what to choose", remedy=LIST_REMEDY)
+    if rate is not None and not rate > 0:
+        raise CliError("--rate must be more than 0 a second", remedy="leave it out for no limit")
+    if message_id is None:
+        return _replay_all(session, [row["message_id"] for row in _chosen(session, wanted)], rate)
     try:
         receipt = change(session, "replay", {"id": message_id})
     except KeyError:
@@ -98,6 +130,22 @@ def replay(context: typer.Context, message_id: MessageId) -> int:
         for reason in receipt["reasons"]:
             echo(safe(f"  {reason['rule']}: {reason['message'] or reason['code']}"))
     return faults.FOUND if receipt["state"] == "refused" else faults.DONE
+
+
+def _replay_all(session: Session, ids: list[str], rate: float | None) -> int:
+    answers = change(session, "replay_many", {"ids": ids, "rate": rate}) if ids else []
+    refused = [answer for answer in answers if answer.get("state", "refused") == "refused"]
+    if session.json:
+        print_json_lines(answers)
+    else:
+        rows = [
+            (answer["message_id"], answer.get("state", "not replayed"), answer.get("code") or answer.get("error") or "")
+            for answer in answers
+        ]
+        print_table(("message id", "state", "code"), rows, empty="there are no such dead letters")
+        if ids:
+            echo(f"{len(answers) - len(refused)} of {len(answers)} go on; the others stay dead letters")
+    return faults.FOUND if refused else faults.DONE
 
 
 @app.command()

@@ -70,6 +70,7 @@ def status_at_rest(home: Path) -> dict[str, Json]:
         decision = _one(connection, _LAST_OF_KINDS, ("decision", "decision"))
         active = json.loads(_one(connection, sql.SETTING, ("constitution",)) or "{}")
         candidate = json.loads(_one(connection, sql.SETTING, ("rollout",)) or "null")
+        paused = _one(connection, sql.SETTING, ("recovery.paused",)) == "1"
         agents = sum(row.live for row in _agents(connection))
     return {
         "accounting": json.loads(accounting),
@@ -85,6 +86,9 @@ def status_at_rest(home: Path) -> dict[str, Json]:
         "running": False,
         "shadow": None,
         "candidate": _candidate(candidate),
+        "breakers": {},
+        "blocked": [],
+        "recovery_paused": paused,
     }
 
 
@@ -264,6 +268,26 @@ def dead_letters(home: Path) -> list[dict[str, Json]]:
                 "since": _instant(message.since_us),
             }
             for message in _messages(connection, ["dead_lettered"])
+        ]
+
+
+def recoveries(home: Path) -> list[dict[str, Json]]:
+    """What failed and waits to be tried again, or for somebody to say what is to be done. Raises: StoreCorrupt."""
+    with database(home) as connection:
+        return [
+            {
+                "message_id": message.envelope.id,
+                "sender": message.envelope.sender,
+                "recipient": message.envelope.recipient,
+                "priority": message.envelope.priority,
+                "attempts": message.attempts,
+                "code": message.code,
+                "error": message.error or "",
+                "state": "waiting" if message.state == "retrying" else "pending",
+                "due": _instant(message.due_us) if message.state == "retrying" else None,
+            }
+            for message in _messages(connection, ["retrying", "parked"])
+            if message.code is not None
         ]
 
 

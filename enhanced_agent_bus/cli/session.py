@@ -101,6 +101,24 @@ def ask_running(home: Path, op: str, args: Mapping[str, Any] | None = None, *, t
         return None
 
 
+def held_up(home: Path) -> dict[str, Json] | None:
+    """What holds up the process that has this home open, so that it cannot answer; None when nothing does."""
+    import json
+    import socket
+
+    from enhanced_agent_bus.ledger.home import BLOCKED, control_socket
+
+    path = control_socket(home)
+    try:
+        noted = json.loads((home / BLOCKED).read_bytes())
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(1.0)
+            connection.connect(str(path))
+    except (OSError, ValueError):  # nothing is noted, or whoever noted it has ended
+        return None
+    return noted if isinstance(noted, dict) else None
+
+
 def note_access(session: Session, command: str, what: str) -> None:
     """Records who reads payloads, before they are shown. Raises: BusError, and then nothing is shown."""
     change(session, "note_access", {"command": command, "what": what})

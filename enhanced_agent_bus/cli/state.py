@@ -8,7 +8,7 @@ import typer
 
 from enhanced_agent_bus.cli.program import named
 from enhanced_agent_bus.cli.render import echo, print_json, print_json_lines, print_pairs, print_table
-from enhanced_agent_bus.cli.session import Session, ask_running, session_of
+from enhanced_agent_bus.cli.session import Session, ask_running, held_up, session_of
 
 
 def add_to(app: typer.Typer) -> None:
@@ -28,9 +28,12 @@ def status(context: typer.Context) -> None:
 
     session = session_of(context)
     home = session.existing_home()
-    document = ask_running(home, "status")
+    blocked = held_up(home)
+    document = ask_running(home, "status", timeout=0.5 if blocked else 5.0)
     if document is None:
         document = status_at_rest(home)
+        if blocked is not None:
+            document |= {"running": True, "blocked": [blocked]}
     if session.json:
         print_json(document)
     else:
@@ -53,6 +56,7 @@ def _show_status(session: Session, document: dict[str, Any]) -> None:
             ("engine", " ".join(str(engine[key]) for key in ("name", "opa") if engine.get(key))),
             ("agents", document["agents"]),
             ("records", document["records"]),
+            *_recovering(document),
             ("weakenings", ", ".join(document["security_state"]) or "none"),
         ]
     )
@@ -80,6 +84,20 @@ def _tried(document: dict[str, Any]) -> list[tuple[str, str]]:
             found.append(("", f"{candidate['decisions']} decisions, {newest} {candidate['newest']}"))
     if document.get("shadow"):
         found.append(("shadow", document["shadow"]))
+    return found
+
+
+def _recovering(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """What holds messages back that failed, or may fail."""
+    found = [("recovery", named("paused: `eab recovery resume` goes on"))] if document.get("recovery_paused") else []
+    breakers = document.get("breakers") or {}
+    if breakers:
+        shown = ", ".join(f"{agent} ({state.replace('_', ' ')})" for agent, state in sorted(breakers.items()))
+        found.append(("breakers", shown))
+    for blocked in (document.get("blocked") or [])[-3:]:
+        who = f"the handler of {blocked['agent']}" if blocked["agent"] else "something"
+        for_how_long = f"for {blocked['seconds']:.1f} s" if blocked["over"] else f"since {blocked['at']}, still"
+        found.append(("loop blocked", f"by {who} at {blocked['where']}, {for_how_long}"))
     return found
 
 

@@ -1,4 +1,4 @@
-"""What the ledger keeps of a message beside its state: what it is held for, who has approved, what is redacted."""
+"""What the ledger keeps of a message beside its state: what it is held for, who approved, what is redacted, replays."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class Notes(NamedTuple):
     approvals: tuple[Approval, ...] = ()
     counted: bool = True  # it is in its sender's `sent`
     redact: tuple[str, ...] = ()
+    attempts_before: int = 0  # the last replay
 
     def written(self) -> bytes:
         """As JSON."""
@@ -28,6 +29,7 @@ class Notes(NamedTuple):
                 "approvals": [approval.document() for approval in self.approvals],
                 "counted": self.counted,
                 "redact": self.redact,
+                "attempts_before": self.attempts_before,
             }
         )
 
@@ -44,4 +46,5 @@ def read(stored: StoredMessage) -> Notes:
         tuple(map(Approval.of, noted["approvals"])),
         noted["counted"],
         tuple(noted["redact"]),
+        noted.get("attempts_before", 0),
     )

@@ -1,4 +1,4 @@
-"""One agent's mailbox: bounded places, higher priorities first, none starved.
+"""One agent's mailbox: bounded places, higher priorities first, tenants in turn, none starved.
 
 A place is reserved before a message is decided and kept until the message has ended or left for the dead letters, so
 that retries and running handlers count too and a flood stops at the sender.
@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Final, Generic, TypeVar
+
+from enhanced_agent_bus.delivery.places import Places
 
 T = TypeVar("T")
 
@@ -16,95 +19,117 @@ LEVELS: Final = 4
 AGEING: Final = 8  # each eighth start goes to whoever has waited longest, whatever the priority
 
 
-class Mailbox(Generic[T]):
-    """Places and order for one recipient."""
+class Level(Generic[T]):
+    """What waits at one priority: tenants in turn, each in the order of arrival."""
+
+    __slots__ = ("_queues",)
+
+    def __init__(self) -> None:
+        self._queues: dict[str, deque[tuple[int, T]]] = {}  # by tenant; the next turn is the first one's
+
+    def __bool__(self) -> bool:
+        return bool(self._queues)
+
+    def put(self, arrival: int, item: T, tenant: str) -> None:
+        queue = self._queues.get(tenant)
+        if queue is None:
+            queue = self._queues[tenant] = deque()
+        queue.append((arrival, item))
+
+    def arrival(self) -> int:
+        """When that came which is next."""
+        return next(iter(self._queues.values()))[0][0]
+
+    def take(self) -> T:
+        tenant = next(iter(self._queues))
+        queue = self._queues[tenant]
+        item = queue.popleft()[1]
+        if not queue:
+            del self._queues[tenant]
+        elif len(self._queues) > 1:  # behind the others
+            del self._queues[tenant]
+            self._queues[tenant] = queue
+        return item
+
+    def remove(self, item: T) -> bool:
+        for tenant, queue in self._queues.items():
+            for index, (_, waiting) in enumerate(queue):
+                if waiting is item:
+                    del queue[index]
+                    if not queue:
+                        del self._queues[tenant]
+                    return True
+        return False
+
+    def all(self, priority: int) -> list[tuple[int, T, int, str]]:
+        """Everything with its arrival and tenant, for another order."""
+        return [(arrival, item, priority, tenant) for tenant, queue in self._queues.items() for arrival, item in queue]
+
+
+class Mailbox(Places, Generic[T]):
+    """Places and order for one recipient.
+
+    With a key (`order_by`), of the messages that share one a single one at a time is handed out, in the order of
+    arrival, and the next when `done` was said of it.
+    """
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._taken = 0
-        self._levels: tuple[deque[tuple[int, T]], ...] = tuple(deque() for _ in range(LEVELS))
+        super().__init__(limit)
+        self._levels: tuple[Level[T], ...] = tuple(Level() for _ in range(LEVELS))
+        self._key: Callable[[T], str] | None = None
+        self._behind: dict[str, deque[tuple[T, int, str]]] = {}  # by key: what comes after the one that is out
+        self._out: dict[int, str] = {}  # the key of each item that is ready or handed out, by its identity
         self._ready = 0
         self._arrivals = 0
         self._starts = 0
         self._takers: deque[asyncio.Future[None]] = deque()
-        self._waiting: deque[asyncio.Future[bool]] = deque()
-        self._closed = False
-
-    @property
-    def taken(self) -> int:
-        """Places in use: waiting, running, retrying."""
-        return self._taken
 
     @property
     def ready(self) -> int:
         """Messages that could start now."""
         return self._ready
 
-    def reserve(self) -> bool:
-        """Takes a place; False when there is none."""
-        if self._taken >= self._limit or self._waiting:
-            return False
-        self._taken += 1
-        return True
-
-    def occupy(self) -> None:
-        """Takes a place for a message that was accepted before: it is never turned away."""
-        self._taken += 1
-
-    async def wait_for_place(self, seconds: float) -> bool:
-        """Takes a place when there is one, in the order of asking; False when none came in time, or at `close`."""
-        if self._closed or self.reserve():
-            return not self._closed
-        place: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append(place)
-        try:
-            async with asyncio.timeout(seconds):
-                return await place
-        except TimeoutError:
-            return self._gave_up(place)
-        except asyncio.CancelledError:
-            if self._gave_up(place):
-                self.release()
-            raise
-
-    def close(self) -> None:
-        """Nobody waits for a place any more; what is in here stays."""
-        self._closed = True
-        while self._waiting:
-            place = self._waiting.popleft()
-            if not place.done():
-                place.set_result(False)
-
-    def _gave_up(self, place: asyncio.Future[bool]) -> bool:
-        """True when the place came in the same instant after all."""
-        if place.done() and not place.cancelled():
-            return place.result()
-        place.cancel()
-        if place in self._waiting:
-            self._waiting.remove(place)
-        self._hand_on()
-        return False
-
-    def release(self) -> None:
-        """Gives a place back."""
-        self._taken -= 1
-        if self._waiting:
-            self._hand_on()
-
-    def _hand_on(self) -> None:
-        while self._waiting and self._taken < self._limit:
-            place = self._waiting.popleft()
-            if not place.done():
-                self._taken += 1
-                place.set_result(True)
-
-    def put(self, item: T, priority: int) -> None:
+    def put(self, item: T, priority: int, tenant: str = "") -> None:
         """Makes a message ready that has its place already."""
+        if self._key is not None:
+            key = self._key(item)
+            if key in self._behind:
+                self._behind[key].append((item, priority, tenant))
+                return
+            self._behind[key] = deque()
+            self._out[id(item)] = key
+        self._make_ready(item, priority, tenant)
+
+    def _make_ready(self, item: T, priority: int, tenant: str) -> None:
         self._arrivals += 1
-        self._levels[priority].append((self._arrivals, item))
+        self._levels[priority].put(self._arrivals, item, tenant)
         self._ready += 1
         if self._takers:
             self._wake_one()
+
+    def done(self, item: T) -> None:
+        """What was handed out is out of the worker's hands: the next one of its key may start."""
+        key = self._out.pop(id(item), None)
+        if key is None:
+            return
+        if behind := self._behind[key]:
+            following, priority, tenant = behind.popleft()
+            self._out[id(following)] = key
+            self._make_ready(following, priority, tenant)
+        else:
+            del self._behind[key]
+
+    def order_by(self, key: Callable[[T], str] | None) -> None:
+        """Sets the key, of what waits already too."""
+        if key is None and self._key is None:
+            return
+        waiting = [found for priority, level in enumerate(self._levels) for found in level.all(priority)]
+        waiting.sort(key=lambda found: found[0])
+        after = [found for behind in self._behind.values() for found in behind]
+        self._levels = tuple(Level() for _ in range(LEVELS))
+        self._behind, self._out, self._ready, self._key = {}, {}, 0, key
+        for item, priority, tenant in [*(found[1:] for found in waiting), *after]:
+            self.put(item, priority, tenant)
 
     async def take(self) -> T:
         """The next message to start."""
@@ -130,21 +155,24 @@ class Mailbox(Generic[T]):
         self._ready -= 1
         self._starts += 1
         if self._starts % AGEING == 0:
-            level = min((level for level in self._levels if level), key=lambda level: level[0][0])
-            return level.popleft()[1]
+            return min((level for level in self._levels if level), key=Level.arrival).take()
         low, normal, high, critical = self._levels
-        return (critical or high or normal or low).popleft()[1]
+        return (critical or high or normal or low).take()
 
     def remove(self, item: T) -> bool:
         """Takes a message out before its turn (expired, discarded); False when it is not waiting here."""
-        for level in self._levels:
-            for index, (_, waiting) in enumerate(level):
+        if any(level.remove(item) for level in self._levels):
+            self._ready -= 1
+            self.done(item)
+            return True
+        for behind in self._behind.values():
+            for index, (waiting, _, _) in enumerate(behind):
                 if waiting is item:
-                    del level[index]
-                    self._ready -= 1
+                    del behind[index]
                     return True
         return False
 
     def items(self) -> list[T]:
-        """All that could start now, in no order to rely on."""
-        return [item for level in self._levels for _, item in level]
+        """All that wait here, in no order to rely on."""
+        waiting = [item for level in self._levels for _, item, _, _ in level.all(0)]
+        return waiting + [item for behind in self._behind.values() for item, _, _ in behind]

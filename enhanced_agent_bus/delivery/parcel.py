@@ -50,6 +50,10 @@ class Parcel:
     waiters: tuple[asyncio.Future[Outcome], ...] = ()
     kept: bool = False  # the bus has closed before its end
     placed: bool = True  # it has a place in its recipient's mailbox
+    manual: bool = False  # parked until it is replayed, resumed or discarded; it does not expire
+    interrupted: bool = False  # its process ended while its handler ran
+    undecided: int = 0  # how often in a row nobody could say whether it may go on
+    error: str | None = None  # the type of its handler's last error
 
     def stop_timer(self) -> None:
         if self.timer is not None:

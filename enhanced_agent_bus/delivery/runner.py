@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -39,6 +39,7 @@ class Failed:
     error: str
     text: str
     never_again: bool = False
+    raised: BaseException | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +139,9 @@ async def run(
             return Failed("malformed", "ValidationError", _misfit(error), never_again=True)
         except Exception as error:  # noqa: BLE001 - a model's own checks are the agent's code, like its handler
             return _failed(error)
+    task = asyncio.current_task()
+    assert task is not None
+    before = task.cancelling()
     alarm.start(seconds)
     try:
         if threads is None:
@@ -147,8 +151,7 @@ async def run(
             started = partial(context.run, _called, handler, message, threads.still)
             value = await asyncio.get_running_loop().run_in_executor(threads.pool, started)
     except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling() > alarm.rung:  # by somebody else than the alarm
+        if task.cancelling() > before + alarm.rung:  # by somebody else than the alarm
             raise
         if alarm.rung:
             return Failed("handler_timeout", "TimeoutError", f"no end after {seconds:g} s")
@@ -161,8 +164,10 @@ async def run(
         return _failed(error)
     finally:
         alarm.stop()
-        if alarm.rung and (task := asyncio.current_task()) is not None:
-            task.uncancel()  # the alarm's own cancellation ends here, also where the handler swallowed it
+        # The alarm's own cancellation ends here, also where the handler swallowed it; and so does that which a failed
+        # asyncio.TaskGroup of the handler leaves behind in Python 3.11.
+        while task.cancelling() > before:
+            task.uncancel()
     if value is None:
         return _NOTHING
     if type(value) is dict:
@@ -194,4 +199,4 @@ def _failed(error: BaseException) -> Failed:
         text = ""
     # A file name in an error may hold lone surrogates, which are no text that can be kept.
     text = text[:ERROR_TEXT_CHARS_MAX].encode("utf-8", "backslashreplace").decode()
-    return Failed("handler_failed", type(error).__name__[:ERROR_NAME_CHARS_MAX], text)
+    return Failed("handler_failed", type(error).__name__[:ERROR_NAME_CHARS_MAX], text, raised=error)

@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,15 @@ from cryptography.hazmat.primitives.serialization import (
 
 from enhanced_agent_bus.errors import AuditUnavailable, ConfigInvalid, StoreCorrupt, StoreLocked
 from enhanced_agent_bus.ledger.checkpoint import Signer
+from enhanced_agent_bus.outcome import BlockedLoop
 
 HOME_VERSION = 1
 _UNFINISHED = "home.json.part"  # there while a home is being made; its db holds no record yet
-_MADE_HERE = frozenset({"lock", "doubt", "keys", "constitutions", "checkpoint", "bus.db", "bus.db-wal", "bus.db-shm"})
+_MADE_HERE = frozenset(
+    {"lock", "doubt", "blocked", "running", "keys", "constitutions", "checkpoint", "bus.db", "bus.db-wal", "bus.db-shm"}
+)
 _NO_DOUBT = -1
+BLOCKED = "blocked"  # the file that says what the running bus is held up by
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -159,7 +164,18 @@ class Home:
         finally:
             os.close(descriptor)
 
+    def note_blocked(self, blocked: BlockedLoop | None) -> None:
+        """For whoever asks how a bus stands that cannot answer just now: a small file, while that lasts."""
+        file = self.path / BLOCKED
+        with suppress(OSError):  # it is a courtesy
+            if blocked is None:
+                file.unlink(missing_ok=True)
+            else:
+                document = {"agent": blocked.agent, "where": blocked.where, "seconds": blocked.seconds}
+                file.write_text(json.dumps(document | {"at": blocked.at.isoformat(), "over": False}), encoding="utf-8")
+
     def release(self) -> None:
+        self.note_blocked(None)
         self.lock.release()
 
     def _file(self) -> Path:

@@ -6,23 +6,64 @@ the whole interval so that many that failed together do not come back together (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["exponential", "linear", "immediate", "manual"]
+Never = Sequence[type[BaseException] | str]
 
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often a handler is run for one message, and how long to wait between runs."""
+    """How often a handler is run for one message, and how long to wait between runs.
+
+    `never` names the errors after which it is not run again, as classes (with those below them) or by their names: the
+    message is a dead letter at once, with the code handler_failed.
+    """
 
     attempts: int  # handler runs in all
-    base_seconds: float
-    cap_seconds: float
+    base_seconds: float = 0.0
+    cap_seconds: float = 0.0
+    kind: Kind = "exponential"
+    never: tuple[type[BaseException] | str, ...] = ()
 
     @classmethod
-    def exponential(cls, attempts: int = 5, base_seconds: float = 0.1, cap_seconds: float = 5) -> Retry:
+    def exponential(
+        cls, attempts: int = 5, base_seconds: float = 0.1, cap_seconds: float = 5, *, never: Never = ()
+    ) -> Retry:
         """Waits a random time up to base, 2 base, 4 base … cap. Raises: ValueError."""
-        if attempts < 1 or base_seconds < 0 or cap_seconds < 0:
-            raise ValueError("attempts must be at least 1, base_seconds and cap_seconds not negative")
-        return cls(attempts, float(base_seconds), float(cap_seconds))
+        return _checked(cls(attempts, float(base_seconds), float(cap_seconds), "exponential", tuple(never)))
+
+    @classmethod
+    def linear(
+        cls, attempts: int = 5, base_seconds: float = 0.1, cap_seconds: float = 5, *, never: Never = ()
+    ) -> Retry:
+        """Waits base, 2 base, 3 base … cap, without chance. Raises: ValueError."""
+        return _checked(cls(attempts, float(base_seconds), float(cap_seconds), "linear", tuple(never)))
+
+    @classmethod
+    def immediate(cls, attempts: int = 3, *, never: Never = ()) -> Retry:
+        """Does not wait between runs. Raises: ValueError."""
+        return _checked(cls(attempts, 0.0, 0.0, "immediate", tuple(never)))
+
+    @classmethod
+    def manual(cls, *, never: Never = ()) -> Retry:
+        """Parks a message whose handler failed, until somebody replays or discards it."""
+        return cls(1, 0.0, 0.0, "manual", tuple(never))
+
+    def gives_up_on(self, error: BaseException | None) -> bool:
+        """Whether this is one of the errors that are never retried."""
+        if error is None or not self.never:
+            return False
+        names = {kind.__name__ for kind in type(error).__mro__}
+        return any(kind in names if isinstance(kind, str) else isinstance(error, kind) for kind in self.never)
+
+
+def _checked(retry: Retry) -> Retry:
+    if retry.attempts < 1 or retry.base_seconds < 0 or retry.cap_seconds < 0:
+        raise ValueError("attempts must be at least 1, base_seconds and cap_seconds not negative")
+    return retry
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +80,23 @@ class GiveUp:
     code: str
 
 
-def next_step(retry: Retry, attempts: int, chance: float, *, never: str | None = None) -> RetryAfter | GiveUp:
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Wait for somebody who decides what to do."""
+
+
+def next_step(retry: Retry, attempts: int, chance: float, *, never: str | None = None) -> RetryAfter | GiveUp | Park:
     """After `attempts` failed runs since the last replay; `chance` in [0, 1) is the jitter.
 
-    `never` is the code of an error that is the same each time: a payload that the recipient's model does not take.
+    `never` is the code of an error that is not retried: one that is the same each time (a payload that the recipient's
+    model does not take), or that the registration names.
     """
     if never is not None:
         return GiveUp(never)
+    if retry.kind == "manual":
+        return Park()
     if attempts >= retry.attempts:
         return GiveUp("attempts_exhausted")
+    if retry.kind == "linear":
+        return RetryAfter(min(retry.cap_seconds, retry.base_seconds * attempts))
     return RetryAfter(min(retry.cap_seconds, retry.base_seconds * 2.0 ** min(attempts - 1, 60)) * chance)

@@ -52,10 +52,14 @@ class Asking:
             elif not replier.cancelled():
                 replier.exception()  # it may have come in the same instant as the deadline: it is seen
 
-    async def fan_out(self, sender: Party, topic: str, draft: Draft) -> list[Receipt]:
-        """A message, a decision and a receipt for each subscriber; without one, a refused decision and no receipt."""
+    async def fan_out(self, sender: Party, topic: str | None, draft: Draft) -> list[Receipt]:
+        """A message, a decision and a receipt for each subscriber, or for everyone of the tenant (no topic).
+
+        Without one, a refused decision and no receipt.
+        """
         self._desk.require_open()
-        found = self._desk.router.subscribers(sender, topic)
+        router = self._desk.router
+        found = router.members(sender) if topic is None else router.subscribers(sender, topic)
         if isinstance(found, Refusal):
             shaped = self._desk.shape.check(draft)
             message_id = self._desk.randomness.uuid7(self._desk.clock.now_us())

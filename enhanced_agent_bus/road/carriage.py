@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -32,9 +33,17 @@ class Carriage:
         self._rescue = rescue
         self._replies = replies
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._owners: dict[asyncio.Task[Any], str] = {}
+        self._stopping = False  # a handler may swallow that its worker is cancelled
 
     def start_worker(self, post: Post) -> None:
-        post.workers.add(self._own_task(self._work(post), f"worker of {post.agent_id}"))
+        task = self._own_task(self._work(post), f"worker of {post.agent_id}")
+        self._owners[task] = post.agent_id
+        post.workers.add(task)
+
+    def agent_of(self, task: asyncio.Task[Any]) -> str:
+        """Whose handler this task runs; empty where it is none's."""
+        return self._owners.get(task, "")
 
     def _own_task(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """A task that the bus owns: it is cancelled on close, and its unexpected end stops the bus loudly."""
@@ -45,6 +54,7 @@ class Carriage:
 
     def _task_ended(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
+        self._owners.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._desk.broken = self._desk.broken or error
             task.get_loop().call_exception_handler(
@@ -57,18 +67,38 @@ class Carriage:
         alarm = Alarm(task)
         turns = 0
         try:
-            while task in post.workers and not task.cancelling():
+            while task in post.workers and not self._stopping:
+                if post.breaker.shut:
+                    await self._wait_for_breaker(post)
                 parcel = await post.mailbox.take()
                 post.busy.add(task)
-                await self._serve(post, parcel, alarm)
+                try:
+                    await self._serve(post, parcel, alarm)
+                finally:
+                    post.mailbox.done(parcel)
+                if post.breaker.shut:  # where this was the one to try: no handler has run, for another reason
+                    post.breaker.left()
+                    post.breaker_moved.set()
                 post.busy.discard(task)
                 turns += 1
                 if turns % TURN_MESSAGES == 0:
                     await asyncio.sleep(0)
         finally:
             alarm.close()
+            if post.breaker.shut:
+                post.breaker.left()
+                post.breaker_moved.set()
             post.busy.discard(task)
             post.workers.discard(task)
+
+    async def _wait_for_breaker(self, post: Post) -> None:
+        """Until the recipient's breaker lets this worker take a message: all of them, or one to try."""
+        while not post.breaker.may_start(self._desk.clock.monotonic()):
+            seconds = post.breaker.seconds_left(self._desk.clock.monotonic())
+            post.breaker_moved.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds or None):  # while one is tried, that one says how it went
+                    await post.breaker_moved.wait()
 
     async def _serve(self, post: Post, parcel: Parcel, alarm: Alarm) -> None:
         """One message from the mailbox: on a ticket of the constitution that is active now, or not at all."""
@@ -76,6 +106,8 @@ class Carriage:
         while not parcel.ending:
             if self._desk.clock.now_us() >= parcel.expires_us:
                 self._endings.end(parcel, "expired", "expired")
+                return
+            if parcel.interrupted and not self._rescue.goes_on(post, parcel):
                 return
             recorded = parcel.recorded
             if recorded is not None and self._holds(recorded) and not self._desk.stalled:
@@ -109,7 +141,10 @@ class Carriage:
             seconds = _seconds(recorded.admitted, seconds)
             message = what_may_be_seen(parcel, message, recorded.admitted)
         threads = None if post.on_loop else Threads(self._desk.threads, partial(self._still, recorded.admitted))
+        if parcel.attempts == 1:
+            self._desk.recoveries.budget.pay_in()
         started = self._desk.clock.monotonic()
+        run_noted = self._desk.runs.begin(parcel.row)
         handling = Handling(parcel)
         token = handling_now.set(handling)
         try:
@@ -119,6 +154,7 @@ class Carriage:
         except OSError as error:  # only a fault point raises here
             result = Failed("handler_failed", type(error).__name__, str(error))
         finally:
+            self._desk.runs.end(run_noted)
             handling.over = True
             handling_now.reset(token)
         duration_us = int((self._desk.clock.monotonic() - started) * 1e6)
@@ -127,10 +163,14 @@ class Carriage:
             self._mailroom.carry(post, parcel)
         elif isinstance(result, Failed):
             self._rescue.rescue(post, parcel, result, duration_us)
-        elif result.reply is None:
-            self._endings.end(parcel, "delivered", None, duration_us=duration_us)
         else:
-            await self._replies.answer(post, parcel, result, duration_us)
+            if post.breaker.failures:
+                post.breaker.worked()
+                post.breaker_moved.set()
+            if result.reply is None:
+                self._endings.end(parcel, "delivered", None, duration_us=duration_us)
+            else:
+                await self._replies.answer(post, parcel, result, duration_us)
 
     def _still(self, admitted: Admitted) -> bool:
         """Whether the constitution of a ticket decides yet: a handler may have waited for a thread."""
@@ -138,6 +178,7 @@ class Carriage:
 
     async def stop(self, seconds: float) -> None:
         """Ends the workers; a handler that does not stop in this time is left to its own."""
+        self._stopping = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -19,7 +19,10 @@ from enhanced_agent_bus.delivery.parcel import Parcel
 from enhanced_agent_bus.delivery.runner import Handler
 from enhanced_agent_bus.errors import AuditUnavailable, BusClosed, BusError
 from enhanced_agent_bus.outcome import END_STATES, WAITING_STATES
-from enhanced_agent_bus.ports import Clock, Entry, Ledger
+from enhanced_agent_bus.ports import Clock, Entry, Ledger, Runs
+from enhanced_agent_bus.recovery.breaker import Breaker
+from enhanced_agent_bus.recovery.budget import Budget
+from enhanced_agent_bus.recovery.orchestrator import Recoveries
 from enhanced_agent_bus.recovery.retry import Retry
 from enhanced_agent_bus.routing.registry import Registry
 from enhanced_agent_bus.routing.router import Router
@@ -47,14 +50,20 @@ class Post:
 
     agent_id: str
     mailbox: Mailbox[Parcel]
+    breaker: Breaker
     handler: Handler | None = None
     on_loop: bool = True
     model: type[BaseModel] | None = None
     seconds: float = 30.0
     retry: Retry = field(default_factory=Retry.exponential)
+    retries: Mapping[str, Retry] = field(default_factory=dict)  # by message type, where another one is wanted
     when_full: str = "wait"
     workers: set[asyncio.Task[None]] = field(default_factory=set)  # of this registration: who is not in it stops
     busy: set[asyncio.Task[None]] = field(default_factory=set)
+    breaker_moved: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def retry_for(self, type_: str) -> Retry:
+        return self.retries.get(type_, self.retry)
 
 
 class Written:
@@ -113,6 +122,7 @@ class Desk:
         randomness: Randomness,
         threads: Executor,
         chance: Callable[[], float],
+        runs: Runs,
     ) -> None:
         self.settings = settings
         self.ledger = ledger
@@ -122,6 +132,9 @@ class Desk:
         self.randomness = randomness
         self.threads = threads
         self.chance = chance
+        self.runs = runs
+        recovery = settings.recovery
+        self.recoveries = Recoveries(Budget(recovery.budget_ratio, recovery.budget_per_second, clock.monotonic()))
         self.shape = Shape(
             payload_bytes=settings.limits.payload_bytes,
             depth=settings.limits.depth,
@@ -141,7 +154,9 @@ class Desk:
     def post(self, agent_id: str) -> Post:
         post = self.posts.get(agent_id)
         if post is None:
-            post = self.posts[agent_id] = Post(agent_id, Mailbox(self.settings.limits.mailbox))
+            recovery = self.settings.recovery
+            breaker = Breaker(recovery.breaker_failures, recovery.breaker_seconds)
+            post = self.posts[agent_id] = Post(agent_id, Mailbox(self.settings.limits.mailbox), breaker)
         return post
 
     def require_open(self) -> None:

@@ -20,10 +20,13 @@ from enhanced_agent_bus.errors import BusError, NotDelivered
 from enhanced_agent_bus.message import Message
 from enhanced_agent_bus.outcome import END_STATES, Outcome
 from enhanced_agent_bus.ports import Entry, FactChange, Move, StoredMessage
+from enhanced_agent_bus.recovery.orchestrator import State as RecoveryState
 from enhanced_agent_bus.road.desk import Desk, Written
 
 TOLD_SECONDS: Final = 0.005  # from a commit on disk until the loop has heard of it
+RECOVERED: Final[dict[str, RecoveryState]] = {"delivered": "succeeded", "discarded": "cancelled"}
 NO_REPLY: Final = {
+    "breaker_open": "its handler has failed too often in a row: see `eab status`, and ask again after a pause",
     "no_reply": "the handler returned None: return a dict to answer requests",
     "reply_refused": "the constitution refused the reply: see `eab audit search code:policy_denied`",
 }
@@ -56,8 +59,10 @@ class Endings:
         parcel.recorded = None
         if parcel.state in ("queued", "parked") and (post := self._desk.posts.get(parcel.envelope.recipient)):
             post.mailbox.remove(parcel)
-        outcome = Outcome(state, parcel.attempts, code, parcel.reply)  # type: ignore[arg-type]
+        outcome = Outcome(state, parcel.attempts, code, parcel.reply, error)  # type: ignore[arg-type]
         parcel.ending = True
+        if parcel.error is not None:
+            self._desk.recoveries.ended(parcel.envelope.id, RECOVERED.get(state, "failed"))
         return self.outcome_entry(parcel, state, code, state, 0, error, text, duration_us, outcome, facts)
 
     def outcome_entry(
@@ -161,7 +166,7 @@ class Endings:
             parcel.expires_us,
             parcel.reply_id,
             forget,
-            _notes(parcel) if parcel.holds or parcel.redact else b"{}",
+            _notes(parcel) if parcel.holds or parcel.redact or parcel.attempts_before else b"{}",
         )
 
     async def outcome(self, message_id: str, seconds: float | None) -> Outcome:
@@ -192,13 +197,15 @@ class Endings:
             paths = read_notes(reply).redact
             if paths:
                 message = message.carrying(redacted(message.payload, paths))
-        return Outcome(stored.state, stored.attempts, stored.code, message)  # type: ignore[arg-type]
+        return Outcome(stored.state, stored.attempts, stored.code, message, stored.error)  # type: ignore[arg-type]
 
     # --- expiry ----------------------------------------------------------------------------------------------------
 
     def watch(self, parcel: Parcel) -> None:
         """One timer for all that wait: set to the earliest end of any."""
-        end_us = min(parcel.expires_us, parcel.hold_expires_us or parcel.expires_us)
+        end_us = parcel.expires_us
+        if parcel.state == "held":
+            end_us = min(end_us, parcel.hold_expires_us)
         if self._timer is not None and end_us >= self._timer_us:
             return
         if self._timer is not None:
@@ -216,6 +223,8 @@ class Endings:
         earliest_us = math.inf
         for parcel in list(self._desk.live.values()):
             if parcel.state == "in_flight" or parcel.ending:
+                continue
+            if parcel.manual:  # it waits for somebody, for as long as that takes
                 continue
             if now_us >= parcel.expires_us:
                 self.end(parcel, "expired", "expired")
@@ -235,4 +244,6 @@ class Endings:
 
 
 def _notes(parcel: Parcel) -> bytes:
-    return Notes(parcel.holds, parcel.hold_expires_us, parcel.approvals, parcel.counted, parcel.redact).written()
+    return Notes(
+        parcel.holds, parcel.hold_expires_us, parcel.approvals, parcel.counted, parcel.redact, parcel.attempts_before
+    ).written()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from enhanced_agent_bus.delivery.parcel import Parcel
 from enhanced_agent_bus.road.desk import Desk, Post
 from enhanced_agent_bus.road.endings import Endings
+
+AGAIN_SECONDS: Final = 0.5
+AGAIN_TIMES_MAX: Final = 8.0  # 4 s: soon after the disk or the policy engine is back, so are the messages
 
 
 class Mailroom:
@@ -21,13 +25,18 @@ class Mailroom:
         if self._desk.registry.party(post.agent_id) is None:
             self._endings.end(parcel, "dead_lettered", "handler_absent")
             return
+        if parcel.replier is not None and post.breaker.state(self._desk.clock.monotonic()) == "open":
+            self._endings.end(parcel, "dead_lettered", "breaker_open", error=parcel.error)
+            return
         parcel.state = "queued" if post.handler is not None else "parked"
-        post.mailbox.put(parcel, parcel.envelope.priority)
+        post.mailbox.put(parcel, parcel.envelope.priority, parcel.envelope.tenant)
         if parcel.state == "parked":
             self._desk.changed.set()
 
-    def later(self, parcel: Parcel, seconds: float) -> None:
-        """Back into the mailbox after a while, to be decided anew."""
+    def undecided(self, parcel: Parcel) -> None:
+        """Nobody could say whether it may go on, or that could not be recorded: it is asked again after a while."""
+        seconds = AGAIN_SECONDS * min(2.0**parcel.undecided, AGAIN_TIMES_MAX) * (1 - self._desk.chance() / 2)
+        parcel.undecided += 1
         parcel.state = "retrying"
         parcel.recorded = None
         parcel.due_us = self._desk.clock.now_us() + int(seconds * 1e6)

@@ -19,45 +19,93 @@ from enhanced_agent_bus.delivery.runner import Failed
 from enhanced_agent_bus.errors import AuditUnavailable, BusError
 from enhanced_agent_bus.outcome import Receipt
 from enhanced_agent_bus.ports import Entry, FactChange, StoredMessage
-from enhanced_agent_bus.recovery.retry import GiveUp, next_step
+from enhanced_agent_bus.recovery.retry import GiveUp, Park, RetryAfter, next_step
 from enhanced_agent_bus.road.desk import NOBODY, Desk, Post, Written
 from enhanced_agent_bus.road.endings import Endings
 from enhanced_agent_bus.road.mailroom import Mailroom
 from enhanced_agent_bus.road.receipts import receipt_of, words_of
+from enhanced_agent_bus.road.recovering import Recovering
 from enhanced_agent_bus.verdict import Hold, Reason, Refusal
 
-AGAIN_SECONDS: Final = 0.5  # until a message is decided again that could not be decided or recorded
 UNDECIDED: Final = frozenset({"policy_timeout", "policy_unavailable"})  # nobody said no: asked again while it waits
 
 
 class Rescue:
     """Decides again what was accepted before."""
 
-    def __init__(self, desk: Desk, endings: Endings, mailroom: Mailroom) -> None:
+    def __init__(self, desk: Desk, endings: Endings, mailroom: Mailroom, recovering: Recovering) -> None:
         self._desk = desk
         self._endings = endings
         self._mailroom = mailroom
+        self._recovering = recovering
 
     def rescue(self, post: Post, parcel: Parcel, failed: Failed, duration_us: int) -> None:
-        """After a failed attempt: wait and be decided anew, or among the dead letters."""
+        """After a failed attempt: wait and be decided anew, wait for somebody, or among the dead letters."""
+        retry = post.retry_for(parcel.envelope.type)
+        never = failed.code if failed.never_again else "handler_failed" if retry.gives_up_on(failed.raised) else None
+        step = next_step(retry, parcel.attempts - parcel.attempts_before, self._desk.chance(), never=never)
+        parcel.error = failed.error
+        opened = self._tell_breaker(post, parcel, never=never, gave_up=isinstance(step, GiveUp))
+        if isinstance(step, RetryAfter) and parcel.replier is not None and post.breaker.shut:
+            step = GiveUp("breaker_open")  # who waits for a reply is told at once
+        entry = partial(self._endings.outcome_entry, parcel)
+        said = (failed.error, failed.text, duration_us, None)
+        if isinstance(step, GiveUp):
+            self._endings.end(
+                parcel, "dead_lettered", step.code, error=failed.error, text=failed.text, duration_us=duration_us
+            )
+        elif isinstance(step, Park):
+            parcel.why = "retry"
+            entry("parked", failed.code, "parked", 0, *said)
+            self._recovering.park(parcel, failed.code, failed.error)
+        else:
+            parcel.why = "retry"
+            due_us = self._desk.clock.now_us() + int(step.seconds * 1e6)
+            entry("failed", failed.code, "retrying", due_us, *said)
+            self._recovering.later(parcel, step.seconds, failed.code, failed.error)
+        if opened:
+            self._fail_requests(post)
+
+    def _tell_breaker(self, post: Post, parcel: Parcel, *, never: str | None, gave_up: bool) -> bool:
+        """True when this has opened the recipient's breaker. An error that is never retried says nothing about it."""
+        if never is not None:
+            post.breaker.left()
+            opened = False
+        else:
+            attempts = parcel.attempts - parcel.attempts_before
+            opened = post.breaker.failed(self._desk.clock.monotonic(), attempts, gave_up=gave_up)
+        post.breaker_moved.set()
+        return opened
+
+    def _fail_requests(self, post: Post) -> None:
+        """The breaker has opened: whoever waits for a reply is told at once; other messages wait."""
+        for parcel in list(self._desk.live.values()):
+            waits = parcel.replier is not None and parcel.state in ("queued", "retrying") and not parcel.ending
+            if waits and parcel.envelope.recipient == post.agent_id:
+                self._endings.end(parcel, "dead_lettered", "breaker_open", error=parcel.error)
+
+    def interrupted(self, parcel: Parcel) -> Written:
+        """Its process ended while its handler ran: a failed attempt, recorded by the next process."""
+        parcel.attempts += 1
+        parcel.interrupted = True
+        parcel.error = "ProcessEnded"
+        now_us = self._desk.clock.now_us()
+        return self._endings.outcome_entry(
+            parcel, "failed", "handler_failed", "retrying", now_us, parcel.error, "", 0, None
+        )
+
+    def goes_on(self, post: Post, parcel: Parcel) -> bool:
+        """Whether a message whose process ended in its handler is run again, now that its registration is known."""
+        parcel.interrupted = False
         step = next_step(
-            post.retry,
-            parcel.attempts - parcel.attempts_before,
-            self._desk.chance(),
-            never=failed.code if failed.never_again else None,
+            post.retry_for(parcel.envelope.type), parcel.attempts - parcel.attempts_before, self._desk.chance()
         )
         if isinstance(step, GiveUp):
-            code = failed.code if failed.never_again else step.code
-            self._endings.end(
-                parcel, "dead_lettered", code, error=failed.error, text=failed.text, duration_us=duration_us
-            )
-            return
-        parcel.why = "retry"
-        due_us = self._desk.clock.now_us() + int(step.seconds * 1e6)
-        self._endings.outcome_entry(
-            parcel, "failed", failed.code, "retrying", due_us, failed.error, failed.text, duration_us, None
-        )
-        self._mailroom.later(parcel, step.seconds)
+            self._endings.end(parcel, "dead_lettered", step.code, error=parcel.error)
+        elif isinstance(step, Park):
+            self._endings.outcome_entry(parcel, "parked", "handler_failed", "parked", 0, parcel.error, "", 0, None)
+            self._recovering.park(parcel, "handler_failed", parcel.error or "")
+        return isinstance(step, RetryAfter)
 
     async def readmit(self, parcel: Parcel) -> bool:
         """Decides a waiting message anew; True when it may go on, on a new ticket that is on disk."""
@@ -70,12 +118,13 @@ class Rescue:
             await written.wait()
         except (AuditUnavailable, OSError):  # nothing could be recorded: it waits, and is asked again
             if not self._desk.closed:
-                self._mailroom.later(parcel, AGAIN_SECONDS)
+                self._mailroom.undecided(parcel)
             return False
         parcel.decision_id = decided.decision_id
         if written.recorded is not None:
             parcel.recorded = written.recorded
             parcel.why = "activation"
+            parcel.undecided = 0
             return True
         if decided.verdict == "hold":
             parcel.state = "held"
@@ -83,8 +132,9 @@ class Rescue:
             self._desk.changed.set()
             return False
         if decided.code in UNDECIDED:
-            self._mailroom.later(parcel, AGAIN_SECONDS)
+            self._mailroom.undecided(parcel)
             return False
+        parcel.undecided = 0
         self.refuse(parcel, case, decided.code)
         return False
 
@@ -161,10 +211,11 @@ class Rescue:
         return written
 
     async def replay(self, stored: StoredMessage) -> Receipt:
-        """Decides anew what has ended and was not delivered; allowed, it waits for its handler again."""
+        """Decides anew what is a dead letter, or parked by a manual retry; allowed, it waits for its handler again."""
         parcel = self.parcel_of(stored)
         envelope = parcel.envelope
         parcel.why = "replay"
+        parcel.manual = False
         parcel.attempts_before = parcel.attempts
         parcel.approvals = ()  # they were for the message as it was sent: an approval is used once
         now_us = self._desk.clock.now_us()
@@ -175,8 +226,9 @@ class Rescue:
             case.refusal = Refusal(
                 "malformed", f"the payload of {envelope.id} is no longer kept", "discard it, or send it anew"
             )
-        reserved = case.refusal is None and post.mailbox.reserve()
-        if case.refusal is None and not reserved:
+        parked = stored.state == "parked"  # it has its place still
+        reserved = case.refusal is None and not parked and post.mailbox.reserve()
+        if case.refusal is None and not reserved and not parked:
             case.refusal = Refusal("queue_full", f"{envelope.recipient} has no room", "replay it later")
         self._desk.rising.add(envelope.id)
         written: Written | None = None
@@ -185,7 +237,7 @@ class Rescue:
             written = self._record_again(
                 parcel,
                 decided,
-                then=partial(self._replayed, parcel, decided, stored.state, post if reserved else None),
+                then=partial(self._replayed, parcel, decided, stored.state, reserved=reserved),
             )
             seq = await written.wait()
         finally:
@@ -203,32 +255,55 @@ class Rescue:
         parcel: Parcel,
         decided: Decided,
         was: str,
-        post: Post | None,
         written: Written,
         error: BusError | None,
+        *,
+        reserved: bool,
     ) -> None:
-        """The decision on a replay is durable, or could not be written, whatever became of who asked for it.
-
-        `post` has a place for it; without one it was refused.
-        """
-        self._desk.rising.discard(parcel.envelope.id)
+        """The decision on a replay is durable, or could not be written, whatever became of who asked for it."""
+        message_id = parcel.envelope.id
+        post = self._desk.post(parcel.envelope.recipient)
+        self._desk.rising.discard(message_id)
         self._desk.changed.set()
-        if post is None or error is not None or decided.verdict == "refuse":
-            if post is not None:
+        if error is not None or decided.verdict == "refuse":
+            if reserved:
                 post.mailbox.release()
             return
+        before = self._desk.live.get(message_id)  # where it was parked, the same message as it was until now
+        if before is not None:
+            parcel.waiters, before.waiters = before.waiters, ()
+            parcel.replier = before.replier
         parcel.decision_id = decided.decision_id
-        self._desk.live[parcel.envelope.id] = parcel
+        parcel.state = "held" if written.recorded is None else "queued"
+        self._desk.live[message_id] = parcel
         if written.abandoned:  # who asked was told that it was not: then it must not be
-            self._endings.end(parcel, was, "audit_unavailable")
+            if was == "parked":
+                code = before.error if before is not None else None
+                self._endings.outcome_entry(parcel, "parked", "handler_failed", "parked", 0, code, "", 0, None)
+                self._recovering.park(parcel, "handler_failed", code or "")
+            else:
+                self._endings.end(parcel, was, "audit_unavailable")
             return
+        self._desk.recoveries.retrying(message_id)
+        post.breaker.try_now()
+        post.breaker_moved.set()
         self._endings.watch(parcel)
         if written.recorded is not None:
             parcel.recorded = written.recorded
             parcel.why = "activation"
             self._mailroom.carry(post, parcel)
-        else:
-            parcel.state = "held"
+        if self._desk.drained:
+            parcel.keep()
+
+    def replayable(self, message_id: str) -> StoredMessage:
+        """Raises: KeyError, when there is neither a dead letter nor one parked by a manual retry of this id."""
+        parcel = self._desk.live.get(message_id)
+        if parcel is None or not parcel.manual or parcel.ending or message_id in self._desk.rising:
+            return self.dead(message_id)
+        stored = self._desk.ledger.find(message_id)
+        if stored is None or stored.state != "parked":  # on its way to the disk
+            raise KeyError(f"{message_id} is being parked just now")
+        return stored
 
     def dead(self, message_id: str) -> StoredMessage:
         stored = self._desk.ledger.find(message_id)
@@ -271,6 +346,9 @@ class Rescue:
             hold_expires_us=noted.hold_expires_us,
             due_us=stored.due_us,
             redact=noted.redact,
+            attempts_before=noted.attempts_before,
+            error=stored.error,
+            manual=stored.state == "parked" and stored.code is not None,
         )
 
     def _hold_reasons(self, stored: StoredMessage, holds: tuple[Hold, ...]) -> tuple[Reason, ...]:

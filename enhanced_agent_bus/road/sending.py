@@ -14,8 +14,8 @@ from enhanced_agent_bus.admission.draft import Shaped
 from enhanced_agent_bus.admission.seal import SALT_BYTES, commitment, seal
 from enhanced_agent_bus.admission.sight import Case
 from enhanced_agent_bus.agent import Draft
-from enhanced_agent_bus.delivery.mailbox import Mailbox
 from enhanced_agent_bus.delivery.parcel import Parcel
+from enhanced_agent_bus.delivery.places import Places
 from enhanced_agent_bus.delivery.runner import misfits
 from enhanced_agent_bus.errors import BusError
 from enhanced_agent_bus.message import MESSAGE_ID, TYPES, Envelope, Message, shown
@@ -48,7 +48,7 @@ class Sending:
         self._endings = endings
         self._mailroom = mailroom
         self._rescue = rescue
-        self._room: Mailbox[None] = Mailbox(desk.settings.limits.inflight)  # places for what is being decided
+        self._room = Places(desk.settings.limits.inflight)  # for what is being decided
         self._claims: dict[str, asyncio.Future[None]] = {}  # given ids that are being sent right now
         self._putting: dict[str, asyncio.Future[None] | None] = {}  # of them, those on their way to the disk
 
@@ -124,7 +124,7 @@ class Sending:
                 refusal = Refusal("malformed", f"{found.id} does not take this payload: {misfit}", "send what it takes")
                 return await self.turn_away(message_id, sender, found, topic, draft, refusal, shaped)
             if not self._room.reserve():
-                while not await self._room.wait_for_place(RECORD_SECONDS_MAX):
+                while not await self._room.wait_for_place(RECORD_SECONDS_MAX, sender.tenant):
                     self._desk.require_open()
             try:
                 case, parcel = self.addressed(message_id, sender, found, topic, shaped, replier)
@@ -165,7 +165,7 @@ class Sending:
             if post.when_full == "refuse" or post.handler is None or (handling is not None and not handling.over):
                 full = f"the mailbox of {found.id} has no place"
                 return Refusal("queue_full", full, "send again later, or more slowly"), found
-            if not await post.mailbox.wait_for_place(deadline - self._desk.clock.monotonic()):
+            if not await post.mailbox.wait_for_place(deadline - self._desk.clock.monotonic(), sender.tenant):
                 self._desk.require_open()
                 return Refusal("expired", f"no place in the mailbox of {found.id} in time", "send again later"), found
             if self._desk.registry.party(found.id) is found and not self._desk.closed:
@@ -314,6 +314,8 @@ class Sending:
             parcel.recorded = entry.recorded
             if post is not None:
                 self._mailroom.carry(post, parcel)
+        if self._desk.drained:
+            parcel.keep()
         written.settle(seq, None)
 
     async def turn_away(

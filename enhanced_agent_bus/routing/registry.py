@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
@@ -12,6 +13,8 @@ from enhanced_agent_bus.verdict import Party
 
 NAMES_MAX: Final = 32  # roles, capabilities or topics of one agent: a record has room for them all
 DIGEST_CHARS: Final = 64
+WILDCARDS: Final = frozenset("*>")
+WILD_HINT: Final = defaultdict(str, topic=" (a subscription may have `*` for a token, and `>` for the last ones)")
 
 
 class Registry:
@@ -22,6 +25,7 @@ class Registry:
         self._live: dict[str, Party] = {}
         self._absent: dict[str, Party] = {}  # parties of remembered agents, made when first asked for
         self._topics: dict[tuple[str, str], dict[str, None]] = {}
+        self._wild: dict[str, dict[str, tuple[str, ...]]] = {}  # by tenant: its subscriptions with wildcards, in tokens
         self._capabilities: dict[tuple[str, str], dict[str, None]] = {}
         for row in self._rows.values():
             if row.live:
@@ -89,7 +93,18 @@ class Registry:
         return party
 
     def subscribers(self, tenant: str, topic: str) -> Collection[str]:
-        return tuple(self._topics.get((tenant, topic), ()))
+        """Whose subscriptions take this topic, each once."""
+        found = dict(self._topics.get((tenant, topic), ()))
+        if wild := self._wild.get(tenant):
+            tokens = topic.split(".")
+            for subscription, pattern in wild.items():
+                if takes(pattern, tokens):
+                    found.update(self._topics[tenant, subscription])
+        return tuple(found)
+
+    def members(self, tenant: str) -> Collection[str]:
+        """Everyone of a tenant."""
+        return tuple(row.id for row in self._rows.values() if row.live and row.tenant == tenant)
 
     def capable(self, tenant: str, capability: str) -> Collection[str]:
         return tuple(self._capabilities.get((tenant, capability), ()))
@@ -97,14 +112,37 @@ class Registry:
     def _index(self, row: AgentRow) -> None:
         for topic in row.topics:
             self._topics.setdefault((row.tenant, topic), {})[row.id] = None
+            if WILDCARDS & set(topic):
+                self._wild.setdefault(row.tenant, {})[topic] = tuple(topic.split("."))
         for capability in row.capabilities:
             self._capabilities.setdefault((row.tenant, capability), {})[row.id] = None
 
     def _unindex(self, row: AgentRow) -> None:
         for topic in row.topics:
-            self._topics.get((row.tenant, topic), {}).pop(row.id, None)
+            subscribed = self._topics.get((row.tenant, topic), {})
+            subscribed.pop(row.id, None)
+            if not subscribed:
+                self._wild.get(row.tenant, {}).pop(topic, None)
         for capability in row.capabilities:
             self._capabilities.get((row.tenant, capability), {}).pop(row.id, None)
+
+
+def takes(pattern: Sequence[str], tokens: Sequence[str]) -> bool:
+    """Whether a subscription takes a topic: `*` is any one token, `>` at the end one or more, as in NATS."""
+    if pattern[-1] == ">":
+        pattern = pattern[:-1]
+        if len(tokens) <= len(pattern):
+            return False
+    elif len(tokens) != len(pattern):
+        return False
+    return all(wanted in ("*", token) for wanted, token in zip(pattern, tokens, strict=False))
+
+
+def is_subscription(name: str) -> bool:
+    """A topic, in which `*` may stand for one token and `>` for the rest, each as a token of its own."""
+    *first, last = name.split(".")
+    plain = [*("x" if part == "*" else part for part in first), "x" if last in ("*", ">") else last]
+    return bool(AGENT_ID.fullmatch(".".join(plain)))
 
 
 def party_of(row: AgentRow) -> Party:
@@ -125,8 +163,9 @@ def _check(row: AgentRow) -> None:
         if len(names) > NAMES_MAX:
             raise ValueError(f"an agent can have {NAMES_MAX} of {what}, not {len(names)}")
         for name in names:
-            if not isinstance(name, str) or not AGENT_ID.fullmatch(name):
-                raise ValueError(f"{what} {shown(name)} does not match [a-z0-9][a-z0-9._-]{{0,127}}")
+            if isinstance(name, str) and (AGENT_ID.fullmatch(name) or (what == "topic" and is_subscription(name))):
+                continue
+            raise ValueError(f"{what} {shown(name)} does not match [a-z0-9][a-z0-9._-]{{0,127}}{WILD_HINT[what]}")
     pinned: object = row.constitution
     is_digest = isinstance(pinned, str) and len(pinned) == DIGEST_CHARS and set(pinned) <= set("0123456789abcdef")
     if pinned != "latest" and not is_digest:

@@ -1,8 +1,8 @@
-"""Which agents a message is for: one by id, the least loaded with a capability, or all subscribers of a topic."""
+"""Which agents a message is for: one by id, the least loaded with a capability, a topic's subscribers, a tenant."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from enhanced_agent_bus.message import AGENT_ID, Envelope, shown
 from enhanced_agent_bus.routing.registry import Registry
@@ -48,11 +48,7 @@ class Router:
         """All agents of the sender's tenant that take this topic, but the sender."""
         if not isinstance(topic, str) or not AGENT_ID.fullmatch(topic):
             return Refusal("malformed", f"the topic {shown(topic)} is not a name", "use [a-z0-9._-]")
-        found = [
-            party
-            for name in sorted(self._registry.subscribers(sender.tenant, topic))
-            if name != sender.id and (party := self._registry.party(name)) is not None
-        ]
+        found = self._others(sender, self._registry.subscribers(sender.tenant, topic))
         if not found:
             return Refusal(
                 "recipient_unknown",
@@ -60,3 +56,16 @@ class Router:
                 "register a subscriber",
             )
         return found
+
+    def members(self, sender: Party) -> list[Party] | Refusal:
+        """Everyone of the sender's tenant but the sender."""
+        found = self._others(sender, self._registry.members(sender.tenant))
+        if not found:
+            alone = f"nobody else is registered in tenant {sender.tenant}"
+            return Refusal("recipient_unknown", alone, "register another agent")
+        return found
+
+    def _others(self, sender: Party, names: Collection[str]) -> list[Party]:
+        return [
+            party for name in sorted(names) if name != sender.id and (party := self._registry.party(name)) is not None
+        ]

@@ -175,6 +175,28 @@ async def test_whatever_a_handler_raises_is_a_failed_attempt(tmp_path: Path, han
         assert adds_up(bus.status().accounting)
 
 
+async def test_a_failed_task_group_is_a_failed_attempt(tmp_path: Path) -> None:
+    """A handler whose tasks fail as a group is retried like another, and its agent goes on (bpo: Python 3.11's group
+    leaves its task half cancelled).
+    """
+
+    async def fails() -> None:
+        raise ValueError("x")
+
+    async def handler(message: Message) -> None:
+        if message.attempt == 1:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(fails())
+                group.create_task(asyncio.sleep(60))
+
+    async with small_bus(tmp_path, home=":memory:") as bus:
+        desk = await bus.register("desk", tenant="acme")
+        await bus.register("booker", handler, tenant="acme", retry=QUICK)
+        for _ in range(3):
+            outcome = await (await desk.send("booker")).outcome(timeout=5)
+            assert (outcome.state, outcome.attempts) == ("delivered", 2)
+
+
 @pytest.mark.parametrize(
     "rubbish",
     ["yes", 1, True, [1], (1,), b"x", object, {"a": object}, {1: 2}, {"a": float("nan")}, {"a": {1}}, set()],

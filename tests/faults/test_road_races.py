@@ -93,7 +93,7 @@ async def test_a_discard_that_is_asked_for_twice_counts_once(tmp_path: Path) -> 
 
 async def test_a_replay_that_is_cancelled_has_happened_or_not(tmp_path: Path) -> None:
     """Cancelled at any await, a replay leaves a dead letter or a message that is delivered, and both logs agree."""
-    async with small_bus(tmp_path) as bus:
+    async with small_bus(tmp_path, recovery={"breaker_failures": 1000}) as bus:
         desk = await bus.register("desk", tenant="acme")
         inbox = Inbox(*[ValueError("once")] * STEPS)
         await bus.register("booker", inbox, tenant="acme", retry=ONCE)

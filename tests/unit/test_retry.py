@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -53,7 +55,7 @@ def test_waits_are_bounded(attempts: int, base: float, cap: float, done: int, ch
 
 
 @pytest.mark.parametrize("wrong", [{"attempts": 0}, {"attempts": -1}, {"base_seconds": -0.1}, {"cap_seconds": -1}])
-def test_a_retry_that_cannot_be_is_refused(wrong: dict[str, int]) -> None:
+def test_a_retry_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     """Retry.exponential says so where it is made, not where it is used."""
     with pytest.raises(ValueError, match="at least 1"):
         Retry.exponential(**wrong)
