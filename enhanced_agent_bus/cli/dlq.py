@@ -22,6 +22,7 @@ from enhanced_agent_bus.cli.render import (
 from enhanced_agent_bus.cli.session import Session, change, note_access, session_of
 
 MessageId = Annotated[str, typer.Argument(metavar="ID", help="The message's id, as `eab dlq list` shows it.")]
+HISTORY = ("at", "what", "why", "attempt", "code")
 LIST_REMEDY = "`eab dlq list` shows the dead letters"
 
 app = typer.Typer(help="Dead letters: list, show, replay, discard.", rich_markup_mode=None)
@@ -57,13 +58,13 @@ def show(
     *,
     payload: Annotated[bool, typer.Option("--payload", help="Show payload and headers; recorded.")] = False,
 ) -> None:
-    """Show one dead letter.
+    """Show one dead letter, and what was decided about it and became of it, oldest first.
 
     Reads only, but for --payload, which is recorded.
 
     Example: eab dlq show desk/order-7
     """
-    from enhanced_agent_bus.cli.reading import content, dead_letters
+    from enhanced_agent_bus.cli.reading import content, dead_letters, history
 
     session = session_of(context)
     home = session.existing_home()
@@ -73,10 +74,13 @@ def show(
     if payload:
         note_access(session, "dlq show", message_id)
         found = found | content(home, message_id)
+    steps = history(home, message_id)
     if session.json:
-        print_json(found)
+        print_json(found | {"history": steps})
     else:
         print_pairs((name.replace("_", " "), compact(v) if isinstance(v, dict) else v) for name, v in found.items())
+        echo()
+        print_table(HISTORY, [[step[name] for name in HISTORY] for step in steps])
         echo()
         echo(f"its records:       {session.command(f'audit show {quoted(message_id)}')}")
         echo(f"decide it again:   {session.command(f'dlq replay {quoted(message_id)}')}")

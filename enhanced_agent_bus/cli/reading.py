@@ -271,6 +271,36 @@ def dead_letters(home: Path) -> list[dict[str, Json]]:
         ]
 
 
+def history(home: Path, message_id: str) -> list[dict[str, Json]]:
+    """What became of a message, oldest first: each decision, end of a run, approval and word of an operator.
+
+    `why` is what asked for the decision, the type of the error that ended the run, who approved, or `operator`.
+
+    Raises: StoreCorrupt.
+    """
+    with database(home) as connection:
+        return [_step(json.loads(body)) for (body,) in connection.execute(_OF_MESSAGE, (message_id,))]
+
+
+def _step(record: Mapping[str, Json]) -> dict[str, Json]:
+    kind = record["kind"]
+    if kind == "decision":
+        what, why = record["verdict"], record["why"]
+    elif kind == "outcome":
+        what, why = record["state"], (record["error"] or {}).get("type")
+    elif kind == "approval":
+        what, why = record["event"], record.get("approver")
+    else:
+        what, why = record.get("event", kind), "operator"
+    return {
+        "at": record["at"],
+        "what": what,
+        "why": why,
+        "attempt": record.get("attempt"),
+        "code": record.get("code"),
+    }
+
+
 def recoveries(home: Path) -> list[dict[str, Json]]:
     """What failed and waits to be tried again, or for somebody to say what is to be done. Raises: StoreCorrupt."""
     with database(home) as connection:

@@ -342,3 +342,47 @@ def test_many_dead_letters_are_chosen_and_replayed(tmp_path: Path, capsys: pytes
     )
     assert [row["message_id"] for row in eab("dlq", "list")[1]] == ["desk/d3"]
     assert {row["state"] for row in eab("queue", "list")[1]} == {"retrying", "parked", "queued"}
+
+
+def test_a_dead_letter_is_shown_with_its_history(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each decision, each end of a run and what an operator did, oldest first: when, what, why, attempt and code."""
+
+    async def scenario() -> None:
+        async with small_bus(tmp_path) as bus:
+            desk = await bus.register("desk", tenant="acme")
+            await bus.register("booker", Moody(), tenant="acme", retry=Retry.immediate(attempts=2))
+            await (await desk.send("booker", {"card": "4111"}, id="x")).outcome(timeout=5)
+            await bus.register("other", Moody(), tenant="acme", retry=SLOW)
+            await desk.send("other", id="y")
+            await until(lambda: bus.status().accounting["retrying"] == 1)
+            await bus.cancel_recovery("desk/y")
+            await bus.activate(write_constitution(tmp_path / "strict", {"no": "admit if false"}, revision="2"))
+            assert (await bus.replay("desk/x")).code == "policy_denied"
+
+    asyncio.run(scenario())
+    home = ["--home", str(tmp_path / "home")]
+
+    def history(message_id: str) -> list[tuple[Any, ...]]:
+        capsys.readouterr()
+        assert run_command([*home, "--json", "dlq", "show", message_id]) == 0
+        found = json.loads(capsys.readouterr().out)
+        records = log(tmp_path / "home", message_id=message_id)
+        assert [step["at"] for step in found["history"]] == [record["at"] for record in records]
+        return [tuple(step[name] for name in ("what", "why", "attempt", "code")) for step in found["history"]]
+
+    assert history("desk/x") == [
+        ("allow", "send", 1, None),
+        ("failed", "ValueError", 1, "handler_failed"),
+        ("allow", "retry", 2, None),
+        ("dead_lettered", "ValueError", 2, "attempts_exhausted"),
+        ("refuse", "replay", 3, "policy_denied"),
+    ]
+    cancelled = history("desk/y")
+    assert [step[:2] for step in cancelled[:2]] == [("allow", "send"), ("failed", "ValueError")]
+    assert ("cancelled", "operator", None, None) in cancelled
+    assert run_command([*home, "dlq", "show", "desk/x"]) == 0
+    text = capsys.readouterr().out
+    assert [line.split()[1:] for line in text.splitlines() if "policy_denied" in line] == [
+        ["refuse", "replay", "3", "policy_denied"]
+    ]
+    assert "4111" not in text
