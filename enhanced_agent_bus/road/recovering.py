@@ -42,6 +42,7 @@ class Recovering:
 
     def park(self, parcel: Parcel, code: str, error: str) -> None:
         """Until somebody says what is to be done with it; it does not expire."""
+        parcel.stop_timer()  # where it waited to be asked about again
         parcel.state = "parked"
         parcel.recorded = None
         parcel.manual = True
