@@ -15,8 +15,8 @@ import pytest
 
 from tests.world import World
 
-SEEDS: Final = 600  # in `make test`, in CHUNKS parts
-CHUNKS: Final = 4
+SEEDS: Final = 2000  # in `make test`, in CHUNKS parts
+CHUNKS: Final = 8
 
 
 def one_seed(seed: int) -> World:
