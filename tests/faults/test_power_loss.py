@@ -322,7 +322,12 @@ async def run_until_dark(disk: Disk, policies: Path, run: int, at: int, plan: st
         env=disk.environment(at) | {"EAB_FAULTPOINT": plan, "PYTHONPATH": str(ROOT)},
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
-    _, error = await process.communicate()
+    try:
+        _, error = await process.communicate()
+    finally:
+        if process.returncode is None:  # cancelled: the other home has failed
+            process.kill()
+            await process.wait()
     assert process.returncode in (0, -signal.SIGKILL), error.decode()
 
 
