@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -175,6 +175,30 @@ async def test_deadlines_shrink_and_hops_grow_along_the_chain_of_causes(tmp_path
         record = decided[message_id]
         wish = record["created_us"] + int(seconds * 1e6)
         assert record["expires_us"] == min(wish, decided[record["cause"]]["expires_us"])
+
+
+WRONG: dict[str, Callable[[], dict[str, Any]]] = {
+    "retry is a word": lambda: {"retry": "exponential"},
+    "retry is a number": lambda: {"retry": 3},
+    "retry of a type is a number": lambda: {"retry": {"command": 3}},
+    "never names a number": lambda: {"retry": Retry.immediate(never=[1])},  # type: ignore[list-item]
+    "never is a word": lambda: {"retry": Retry.immediate(never="ValueError")},
+    "a wait without end": lambda: {"retry": Retry.linear(base_seconds=float("inf"), cap_seconds=float("inf"))},
+    "a wait that is no number": lambda: {"retry": Retry.exponential(base_seconds=float("nan"))},
+    "handler is a word": lambda: {"handler": "book"},
+    "roles is a word": lambda: {"roles": "planner"},
+    "capabilities is a word": lambda: {"capabilities": "work"},
+    "topics is a word": lambda: {"topics": "trips"},
+}
+
+
+@pytest.mark.xfail(strict=True, reason="it is taken, and fails, ends the bus or is passed over when a handler fails")
+@pytest.mark.parametrize("wrong", WRONG)
+async def test_a_registration_that_cannot_be_meant_is_told_so(tmp_path: Path, wrong: str) -> None:
+    """A value of another kind is a ValueError or TypeError at once, not a bus that stops at the first failure."""
+    async with small_bus(tmp_path, home=":memory:") as bus:
+        with pytest.raises((ValueError, TypeError)):
+            await bus.register("booker", **{"handler": Inbox(), "tenant": "acme", **WRONG[wrong]()})
 
 
 # --- a producer that is faster than its consumer ---------------------------------------------------------------------
