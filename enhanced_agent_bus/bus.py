@@ -158,8 +158,12 @@ class AgentBus:
             constitution,
             live=True,
         )
-        if isinstance(retry, Mapping) and (unknown := set(retry) - TYPES):
-            raise ValueError(f"retry names {shown(min(unknown))}, which is no type of message")
+        _check_retry(retry)
+        if handler is not None and not callable(handler):
+            raise TypeError(f"the handler is {type(handler).__name__}: give a function of a message")
+        for name, given in (("roles", roles), ("capabilities", capabilities), ("topics", topics)):
+            if isinstance(given, str):
+                raise TypeError(f"{name} is a list of names, not the word {shown(given)}")
         before = self._desk.registry.row(agent_id)
         party = self._desk.registry.claim(row)
         try:
@@ -607,6 +611,15 @@ def usual_retry(recovery: RecoverySettings) -> Retry:
         return Retry.immediate(recovery.attempts)
     kind = Retry.linear if recovery.strategy == "linear" else Retry.exponential
     return kind(recovery.attempts, recovery.base_seconds, recovery.cap_seconds)
+
+
+def _check_retry(retry: object) -> None:
+    """Raises: TypeError, ValueError."""
+    by_type: Mapping[Any, object] = retry if isinstance(retry, Mapping) else {}
+    if unknown := set(by_type) - TYPES:
+        raise ValueError(f"retry names {shown(min(unknown, key=str))}, which is no type of message")
+    if not all(isinstance(each, Retry) for each in by_type.values()) or not isinstance(retry, Retry | Mapping | None):
+        raise TypeError("retry is a Retry, or one for each type of message: {'command': Retry.immediate()}")
 
 
 def _agent_fields(row: AgentRow) -> dict[str, Any]:

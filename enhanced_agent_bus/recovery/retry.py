@@ -6,6 +6,7 @@ the whole interval so that many that failed together do not come back together (
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -33,24 +34,24 @@ class Retry:
         cls, attempts: int = 5, base_seconds: float = 0.1, cap_seconds: float = 5, *, never: Never = ()
     ) -> Retry:
         """Waits a random time up to base, 2 base, 4 base … cap. Raises: ValueError."""
-        return _checked(cls(attempts, float(base_seconds), float(cap_seconds), "exponential", tuple(never)))
+        return _checked(cls(attempts, float(base_seconds), float(cap_seconds), "exponential", _errors(never)))
 
     @classmethod
     def linear(
         cls, attempts: int = 5, base_seconds: float = 0.1, cap_seconds: float = 5, *, never: Never = ()
     ) -> Retry:
         """Waits base, 2 base, 3 base … cap, without chance. Raises: ValueError."""
-        return _checked(cls(attempts, float(base_seconds), float(cap_seconds), "linear", tuple(never)))
+        return _checked(cls(attempts, float(base_seconds), float(cap_seconds), "linear", _errors(never)))
 
     @classmethod
     def immediate(cls, attempts: int = 3, *, never: Never = ()) -> Retry:
         """Does not wait between runs. Raises: ValueError."""
-        return _checked(cls(attempts, 0.0, 0.0, "immediate", tuple(never)))
+        return _checked(cls(attempts, 0.0, 0.0, "immediate", _errors(never)))
 
     @classmethod
     def manual(cls, *, never: Never = ()) -> Retry:
         """Parks a message whose handler failed, until somebody replays or discards it."""
-        return cls(1, 0.0, 0.0, "manual", tuple(never))
+        return cls(1, 0.0, 0.0, "manual", _errors(never))
 
     def gives_up_on(self, error: BaseException | None) -> bool:
         """Whether this is one of the errors that are never retried."""
@@ -61,9 +62,20 @@ class Retry:
 
 
 def _checked(retry: Retry) -> Retry:
-    if retry.attempts < 1 or retry.base_seconds < 0 or retry.cap_seconds < 0:
-        raise ValueError("attempts must be at least 1, base_seconds and cap_seconds not negative")
+    seconds = (retry.base_seconds, retry.cap_seconds)
+    if retry.attempts < 1 or not all(math.isfinite(each) and each >= 0 for each in seconds):
+        raise ValueError("attempts must be at least 1, base_seconds and cap_seconds finite and not negative")
     return retry
+
+
+def _errors(never: Never) -> tuple[type[BaseException] | str, ...]:
+    """The errors, checked. Raises: TypeError."""
+    found: tuple[object, ...] = (never,) if isinstance(never, str) else tuple(never)
+    names = tuple(kind for kind in found if isinstance(kind, str))
+    kinds = tuple(kind for kind in found if isinstance(kind, type) and issubclass(kind, BaseException))
+    if isinstance(never, str) or len(names) + len(kinds) < len(found):
+        raise TypeError(f"never is a list of error classes or of their names, not {never!r}")
+    return (*kinds, *names)
 
 
 @dataclass(frozen=True, slots=True)
