@@ -91,9 +91,10 @@ class Recoveries:
 
     def seconds_left(self, now: float) -> float | None:
         """How long until `ready` may have something; None when only a resume or another failure changes that."""
+        found = [max(0.0, self._waiting[0][0] - now)] if self._waiting else []
         if self._pending and not self.paused:
-            return self.budget.seconds_left()
-        return max(0.0, self._waiting[0][0] - now) if self._waiting else None
+            found.append(self.budget.seconds_left())
+        return min(found, default=None)
 
     def retrying(self, message_id: str) -> None:
         """It goes on, whatever it waited for."""

@@ -179,6 +179,10 @@ def test_without_a_token_a_retry_waits_and_is_not_lost() -> None:
     assert queue.ready(0.0) == ["a", "b"]
     assert queue.find("c").state == "pending"  # type: ignore[union-attr]
     assert queue.seconds_left(0.0) == pytest.approx(5.0)
+    queue.failed(failure("d"), 1.0)
+    assert queue.seconds_left(0.0) == 1.0  # to say of it that it is pending, too
+    assert queue.ready(1.0) == []
+    queue.ended("d", "cancelled")
     assert queue.ready(5.0) == ["c"]
 
 
