@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from enhanced_agent_bus.cli.faults import CliError
+from enhanced_agent_bus.cli.faults import UNDECIDED, CliError
 from enhanced_agent_bus.cli.program import named, program
 
 if TYPE_CHECKING:
@@ -83,6 +83,14 @@ async def _change(home: Path, op: str, args: Mapping[str, Any]) -> Json:
             path = control_socket(home)
             if path is None:  # another command has it for a moment, or it was opened without a socket
                 raise
+            if (blocked := held_up(home)) is not None:
+                who = f"the handler of {blocked['agent']}" if blocked.get("agent") else "something"
+                raise CliError(
+                    f"the bus of {home} cannot answer: {who} blocks its event loop at {blocked.get('where')}",
+                    remedy="nothing was changed; ask again when it goes on (`eab status` says so)",
+                    code="busy",
+                    status=UNDECIDED,
+                ) from None
             return call(path, op, args)
         return await perform(bus, op, args)
 

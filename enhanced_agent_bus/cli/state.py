@@ -33,7 +33,7 @@ def status(context: typer.Context) -> None:
     if document is None:
         document = status_at_rest(home)
         if blocked is not None:
-            document |= {"running": True, "blocked": [blocked]}
+            document |= {"running": True, "blocked": [blocked], "answers": False}
     if session.json:
         print_json(document)
     else:
@@ -48,7 +48,7 @@ def _show_status(session: Session, document: dict[str, Any]) -> None:
     print_pairs(
         [
             ("home", document["home"]),
-            ("running", "yes" if document["running"] else "no"),
+            ("running", _running(document)),
             ("bus", f"{document['bus']}, node {document['node']}"),
             ("constitution", f"{document['constitution']} (revision {document['revision']})"),
             *([("not taken", refused)] if refused is not None else []),
@@ -70,6 +70,12 @@ def _show_status(session: Session, document: dict[str, Any]) -> None:
     if accepted != sum(accounting.values()):
         total = sum(accounting.values())
         echo(f"these do not add up: {accepted} accepted, {total} in some state; {session.command('audit verify')}")
+
+
+def _running(document: dict[str, Any]) -> str:
+    if document.get("answers") is False:
+        return "yes, and cannot answer just now: these figures are those of the home"
+    return "yes" if document["running"] else "no"
 
 
 def _tried(document: dict[str, Any]) -> list[tuple[str, str]]:

@@ -31,8 +31,10 @@ from enhanced_agent_bus.outcome import BlockedLoop
 
 HOME_VERSION = 1
 _UNFINISHED = "home.json.part"  # there while a home is being made; its db holds no record yet
+_PART = f"{_UNFINISHED}.part"  # its first bytes, not yet under their name
 _MADE_HERE = frozenset(
-    {"lock", "doubt", "blocked", "running", "keys", "constitutions", "checkpoint", "bus.db", "bus.db-wal", "bus.db-shm"}
+    {"lock", "doubt", "blocked", "running", "keys", "constitutions", "checkpoint", "checkpoint.part"}
+    | {"bus.db", "bus.db-journal", "bus.db-wal", "bus.db-shm", _UNFINISHED, _PART}
 )
 _NO_DOUBT = -1
 BLOCKED = "blocked"  # the file that says what the running bus is held up by
@@ -187,7 +189,7 @@ def is_new(path: Path) -> bool:
     if (path / "home.json").exists() or not path.is_dir():
         return not path.exists()
     names = {entry.name for entry in path.iterdir()} - {"eab.toml", "eab.toml.part", "lock"}
-    return not names or (_UNFINISHED in names and names <= _MADE_HERE | {_UNFINISHED, "home.json.part.part"})
+    return names <= {_PART} or (_UNFINISHED in names and names <= _MADE_HERE)
 
 
 def open_home(path: str | Path, *, make: bool = True) -> Home:
@@ -200,8 +202,11 @@ def open_home(path: str | Path, *, make: bool = True) -> Home:
     if is_new(folder):
         if not make:
             raise ConfigInvalid(f"there is no home at {folder}", remedy="make one with `eab init`, or name another")
+        missing = [place for place in (folder, *folder.parents) if not place.exists()]
         try:
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            for place in reversed(missing):
+                sync_folder(place.parent)
         except OSError as error:
             raise ConfigInvalid(f"the home {folder} cannot be made: {error.strerror}", remedy="name another") from None
     elif not (folder / "home.json").exists():
@@ -236,7 +241,7 @@ def _make(folder: Path, lock: HomeLock) -> Home:
     signer = Signer(f"{bus}/{node}", Ed25519PrivateKey.generate())
     # The names first, under a name that says "unfinished"; whatever an earlier attempt left is written over.
     write_atomically(folder / _UNFINISHED, _dump({"v": HOME_VERSION, "bus": bus, "node": node}))
-    for name in ("bus.db", "bus.db-wal", "bus.db-shm", "checkpoint", "doubt"):
+    for name in ("bus.db", "bus.db-journal", "bus.db-wal", "bus.db-shm", "checkpoint", "checkpoint.part", "doubt"):
         (folder / name).unlink(missing_ok=True)
     (folder / "keys").mkdir(mode=0o700, exist_ok=True)
     (folder / "constitutions").mkdir(exist_ok=True)

@@ -99,6 +99,12 @@ async def test_another_process_is_told_who_holds_up_the_bus(tmp_path: Path) -> N
         document = json.loads(await asyncio.to_thread(subprocess.check_output, command))
         assert document["running"] is True
         assert document["blocked"][0]["agent"] == "booker"
+        assert document["answers"] is False
+        done = await asyncio.to_thread(
+            subprocess.run, [*command[:-1], "recovery", "pause"], capture_output=True, check=False, timeout=60
+        )
+        assert done.returncode == 3
+        assert "the handler of booker blocks its event loop" in json.loads(done.stderr)["error"]["message"]
     finally:
         Path(f"{home}.go").touch()
         _, error = await asyncio.to_thread(process.communicate, timeout=60)

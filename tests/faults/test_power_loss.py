@@ -221,7 +221,6 @@ os.unlink("old")
         (disk.home / "old").write_text("before")
 
 
-@pytest.mark.xfail(reason="bus.db-journal, checkpoint.part or a first file alone is not taken for an unfinished home")
 def test_power_loss_while_a_home_is_made(library: Path, tmp_path: Path) -> None:
     """Wherever the making of a home is cut off, by a death or a loss of power, the next opening makes or opens it."""
     homes = stopped_at_each_sync(Disk(library, tmp_path))
@@ -261,7 +260,6 @@ def why_not(home: Path) -> str:
     return ""
 
 
-@pytest.mark.xfail(reason="open_home() makes folders without syncing the ones that they are in")
 def test_power_loss_leaves_the_folder_of_a_home(library: Path, tmp_path: Path) -> None:
     """A home that was made together with the folder it is in is still there."""
     disk = Disk(library, tmp_path)
