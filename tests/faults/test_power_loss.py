@@ -307,7 +307,9 @@ async def one_home(library: Path, folder: Path, generator: random.Random, until:
         told = f"run {run}, sync {at}, {plan or 'no fault point'}, names {names}, pages {pages}"
         await run_until_dark(disk, policies, run, at, plan)
         checkpoint = _note(disk.home, folder)
-        written = _bodies(disk.home)
+        # Of a copy: to look at a database makes files beside it, and one may get the inode of a file that was synced.
+        written = _bodies(shutil.copytree(disk.home, folder / "live"))
+        shutil.rmtree(folder / "live")
         disk.lose_power(names=names, pages=pages, generator=generator)
         judge(disk.home, folder, written, checkpoint, told)
     await judge_the_end(disk.home, folder)
