@@ -308,7 +308,7 @@ async def one_home(library: Path, folder: Path, generator: random.Random, until:
         await run_until_dark(disk, policies, run, at, plan)
         checkpoint = _note(disk.home, folder)
         # Of a copy: to look at a database makes files beside it, and one may get the inode of a file that was synced.
-        written = _bodies(shutil.copytree(disk.home, folder / "live"))
+        written = _bodies(shutil.copytree(disk.home, folder / "live", ignore=shutil.ignore_patterns("*.sock")))
         shutil.rmtree(folder / "live")
         disk.lose_power(names=names, pages=pages, generator=generator)
         judge(disk.home, folder, written, checkpoint, told)
