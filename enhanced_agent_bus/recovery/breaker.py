@@ -72,7 +72,7 @@ class Breaker:
             self._since = now
         self.failures += 1
         self._given_up += gave_up
-        of_messages = self._given_up + (0 if gave_up else min(attempts, self.failures))
+        of_messages = self._given_up if gave_up else min(attempts, self.failures)
         lasting = self.failures >= self._limit and now - self._since >= BURST_SECONDS and self.failures > attempts
         if of_messages < self._limit and not lasting:
             return False

@@ -83,6 +83,14 @@ def test_one_message_that_cannot_be_handled_does_not_open_it() -> None:
     assert breaker.state(6.0) == "closed"
 
 
+def test_runs_and_messages_are_not_added_up() -> None:
+    """Four messages that are given up after three quick runs each are four, whatever the fifth has failed so far."""
+    breaker = Breaker(5, 10.0)
+    for message in range(4):
+        assert not any(breaker.failed(0.01 * message, attempt, gave_up=attempt == 3) for attempt in (1, 2, 3))
+    assert [breaker.failed(0.1, attempt, gave_up=attempt == 3) for attempt in (1, 2, 3)] == [False, False, True]
+
+
 def test_one_message_that_is_still_retried_opens_it() -> None:
     """Where it has more attempts than the breaker has patience."""
     breaker = Breaker(3, 10.0)
