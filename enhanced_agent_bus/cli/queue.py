@@ -22,7 +22,7 @@ def list_(context: typer.Context) -> None:
 
     Example: eab queue list
     """
-    from enhanced_agent_bus.cli.reading import waiting
+    from enhanced_agent_bus.cli.reading_messages import waiting
 
     session = session_of(context)
     rows = waiting(session.existing_home(), STATES)

@@ -1,6 +1,7 @@
 """What reading commands find in a home: read-only, without a constitution, a bus or a new file.
 
-The answers have the shapes that a running bus gives (`control.plain`), so that a command shows either.
+The answers have the shapes that a running bus gives (`control.plain`), so that a command shows either. Not here:
+messages (reading_messages) and the log (reading_log).
 """
 
 from __future__ import annotations
@@ -18,28 +19,24 @@ from enhanced_agent_bus.audit.verify import open_database
 from enhanced_agent_bus.authoring.documents import Known, Surroundings
 from enhanced_agent_bus.cli.faults import CliError, unknown_id
 from enhanced_agent_bus.cli.session import Json
-from enhanced_agent_bus.deliberation import notes
-from enhanced_agent_bus.deliberation.approvals import view
 from enhanced_agent_bus.errors import StoreCorrupt
 from enhanced_agent_bus.ledger import rows, sql
-from enhanced_agent_bus.outcome import instant_of
-from enhanced_agent_bus.ports import AgentRow, StoredMessage
-from enhanced_agent_bus.verdict import Reason
+from enhanced_agent_bus.ports import AgentRow
 
 PAGE_ROWS: Final = 1000
 SHOW_REMEDY: Final = "`eab audit search` finds ids; a message, a decision or a seq can be named"
 
 _LAST_OF_KINDS: Final = "SELECT body FROM records WHERE kind IN (?, ?) ORDER BY seq DESC LIMIT 1"
 _ALL_OF_KIND: Final = "SELECT body FROM records WHERE kind = ? ORDER BY seq"
-_OF_MESSAGE: Final = "SELECT body FROM records WHERE message_id = ? ORDER BY seq"
-_BY_SEQ: Final = "SELECT body FROM records WHERE seq = ?"
+OF_MESSAGE: Final = "SELECT body FROM records WHERE message_id = ? ORDER BY seq"
+BY_SEQ: Final = "SELECT body FROM records WHERE seq = ?"
 _WAITING_OF_EACH: Final = (
     "SELECT recipient, count(*) FROM messages WHERE state IN ('queued', 'retrying', 'parked', 'held')"
     " GROUP BY recipient"
 )
 _PAYLOAD: Final = "SELECT body, headers FROM payloads WHERE seq = ?"
-_TEXTS: Final = "SELECT body FROM texts WHERE seq = ?"
-_ROW_OF_MESSAGE: Final = "SELECT seq FROM messages WHERE id = ?"
+TEXTS: Final = "SELECT body FROM texts WHERE seq = ?"
+ROW_OF_MESSAGE: Final = "SELECT seq FROM messages WHERE id = ?"
 
 
 @contextmanager
@@ -53,7 +50,8 @@ def database(home: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def _one(connection: sqlite3.Connection, query: str, values: Sequence[object] = ()) -> Json:
+def one(connection: sqlite3.Connection, query: str, values: Sequence[object] = ()) -> Json:
+    """The first value of the first row; None without a row."""
     row = connection.execute(query, values).fetchone()
     return None if row is None else row[0]
 
@@ -66,11 +64,11 @@ def status_at_rest(home: Path) -> dict[str, Json]:
     with database(home) as connection:
         names = _names(home)
         size, _, _, accounting = connection.execute(sql.GET_HEAD).fetchone()
-        last = _one(connection, _LAST_OF_KINDS, ("opened", "closed"))
-        decision = _one(connection, _LAST_OF_KINDS, ("decision", "decision"))
-        active = json.loads(_one(connection, sql.SETTING, ("constitution",)) or "{}")
-        candidate = json.loads(_one(connection, sql.SETTING, ("rollout",)) or "null")
-        paused = _one(connection, sql.SETTING, ("recovery.paused",)) == "1"
+        last = one(connection, _LAST_OF_KINDS, ("opened", "closed"))
+        decision = one(connection, _LAST_OF_KINDS, ("decision", "decision"))
+        active = json.loads(one(connection, sql.SETTING, ("constitution",)) or "{}")
+        candidate = json.loads(one(connection, sql.SETTING, ("rollout",)) or "null")
+        paused = one(connection, sql.SETTING, ("recovery.paused",)) == "1"
         agents = sum(row.live for row in _agents(connection))
     return {
         "accounting": json.loads(accounting),
@@ -143,8 +141,8 @@ def policy_history(home: Path) -> list[dict[str, Json]]:
 def not_taken(home: Path) -> str | None:
     """What the settings name and the newest start could not take, in one line; None when there is no such thing."""
     with database(home) as connection:
-        noted = json.loads(_one(connection, sql.SETTING, ("given_refused",)) or "null")
-        active = json.loads(_one(connection, sql.SETTING, ("constitution",)) or "{}")
+        noted = json.loads(one(connection, sql.SETTING, ("given_refused",)) or "null")
+        active = json.loads(one(connection, sql.SETTING, ("constitution",)) or "{}")
     if noted is None or noted["under"] != active.get("digest"):
         return None
     return f"{noted['path']} was {noted['event']} ({noted['reason']}), and the active constitution goes on deciding"
@@ -153,13 +151,13 @@ def not_taken(home: Path) -> str | None:
 def has_constitution(home: Path) -> bool:
     """Whether one was ever activated: a home whose first one was rejected has none. Raises: StoreCorrupt."""
     with database(home) as connection:
-        return "digest" in json.loads(_one(connection, sql.SETTING, ("constitution",)) or "{}")
+        return "digest" in json.loads(one(connection, sql.SETTING, ("constitution",)) or "{}")
 
 
 def active_constitution(home: Path) -> Path:
     """The bundle of the active constitution. Raises: StoreCorrupt; CliError, when there is none yet."""
     with database(home) as connection:
-        active = json.loads(_one(connection, sql.SETTING, ("constitution",)) or "{}")
+        active = json.loads(one(connection, sql.SETTING, ("constitution",)) or "{}")
     if "digest" not in active:
         raise CliError(f"the home {home} has no constitution yet", remedy="name one with --constitution PATH")
     return _kept_constitution(home, str(active["digest"]))
@@ -170,171 +168,6 @@ def _kept_constitution(home: Path, digest: str) -> Path:
     if path.is_file():
         return path
     raise StoreCorrupt(f"the constitution {digest} is missing from {path.parent}", remedy="restore it from a backup")
-
-
-# --- messages ------------------------------------------------------------------------------------------------------
-
-
-def _messages(connection: sqlite3.Connection, states: Sequence[str]) -> Iterator[StoredMessage]:
-    for state in states:
-        after = -1
-        while page := connection.execute(sql.LIST_MESSAGES[state], (after, None, PAGE_ROWS)).fetchall():
-            yield from map(rows.stored_message, page)
-            after = page[-1][0]
-
-
-def _instant(us: int) -> str:
-    return instant_of(us).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def _in_words(message: StoredMessage) -> dict[str, Json]:
-    envelope = message.envelope
-    return {
-        "message_id": envelope.id,
-        "sender": envelope.sender,
-        "recipient": envelope.recipient,
-        "type": envelope.type,
-        "state": message.state,
-        "priority": envelope.priority,
-        "attempts": message.attempts,
-        "since": _instant(message.since_us),
-        "due": _instant(message.due_us) if message.state == "retrying" and message.due_us else None,
-    }
-
-
-def waiting(home: Path, states: Sequence[str]) -> list[dict[str, Json]]:
-    """Messages in these states, by when they came. Raises: StoreCorrupt."""
-    with database(home) as connection:
-        found = list(_messages(connection, [state for state in states if state in sql.LIST_MESSAGES]))
-    return [_in_words(message) for message in sorted(found, key=lambda message: message.seq)]
-
-
-def held(home: Path) -> list[dict[str, Json]]:
-    """Messages that wait for an approval, with what they wait for. Raises: StoreCorrupt."""
-    with database(home) as connection:
-        found = [(message, notes.read(message)) for message in _messages(connection, ["held"])]
-    return [
-        {
-            **_in_words(message),
-            "hold": [hold.document() for hold in noted.holds],
-            "hold_expires": _instant(noted.hold_expires_us),
-            "approvals": [approval.document() for approval in noted.approvals],
-        }
-        for message, noted in found
-    ]
-
-
-def held_view(home: Path, message_id: str) -> dict[str, Json] | None:
-    """What an approver of a held message is shown; None when no such message is held. Raises: StoreCorrupt."""
-    with database(home) as connection:
-        message = next((one for one in _messages(connection, ["held"]) if one.envelope.id == message_id), None)
-        if message is None:
-            return None
-        noted = notes.read(message)
-        return view(
-            message.envelope,
-            decision_id=message.decision_id,
-            reasons=_reasons(connection, message),
-            holds=noted.holds,
-            until_us=noted.hold_expires_us,
-            approvals=noted.approvals,
-        )
-
-
-def _reasons(connection: sqlite3.Connection, message: StoredMessage) -> list[Reason]:
-    """What the decision that holds a message said, as far as its words are still kept."""
-    for (body,) in connection.execute(_OF_MESSAGE, (message.envelope.id,)):
-        record = json.loads(body)
-        if record["kind"] == "decision" and record["decision_id"] == message.decision_id:
-            texts = json.loads(_one(connection, _TEXTS, (record["seq"],)) or "{}")
-            words = texts.get("reasons") or [("", "")] * len(record["reasons"])
-            pairs = zip(record["reasons"], words, strict=False)
-            return [Reason(reason["rule"], reason["code"], *said) for reason, said in pairs]
-    return []
-
-
-def dead_letters(home: Path) -> list[dict[str, Json]]:
-    """What could not be delivered. Raises: StoreCorrupt."""
-    with database(home) as connection:
-        return [
-            {
-                "message_id": message.envelope.id,
-                "sender": message.envelope.sender,
-                "recipient": message.envelope.recipient,
-                "type": message.envelope.type,
-                "code": message.code or "",
-                "attempts": message.attempts,
-                "error": message.error or "",
-                "since": _instant(message.since_us),
-            }
-            for message in _messages(connection, ["dead_lettered"])
-        ]
-
-
-def history(home: Path, message_id: str) -> list[dict[str, Json]]:
-    """What became of a message, oldest first: each decision, end of a run, approval and word of an operator.
-
-    `why` is what asked for the decision, the type of the error that ended the run, who approved, or `operator`.
-
-    Raises: StoreCorrupt.
-    """
-    with database(home) as connection:
-        return [_step(json.loads(body)) for (body,) in connection.execute(_OF_MESSAGE, (message_id,))]
-
-
-def _step(record: Mapping[str, Json]) -> dict[str, Json]:
-    kind = record["kind"]
-    if kind == "decision":
-        what, why = record["verdict"], record["why"]
-    elif kind == "outcome":
-        what, why = record["state"], (record["error"] or {}).get("type")
-    elif kind == "approval":
-        what, why = record["event"], record.get("approver")
-    else:
-        what, why = record.get("event", kind), "operator"
-    return {
-        "at": record["at"],
-        "what": what,
-        "why": why,
-        "attempt": record.get("attempt"),
-        "code": record.get("code"),
-    }
-
-
-def recoveries(home: Path) -> list[dict[str, Json]]:
-    """What failed and waits to be tried again, or for somebody to say what is to be done. Raises: StoreCorrupt."""
-    with database(home) as connection:
-        return [
-            {
-                "message_id": message.envelope.id,
-                "sender": message.envelope.sender,
-                "recipient": message.envelope.recipient,
-                "priority": message.envelope.priority,
-                "attempts": message.attempts,
-                "code": message.code,
-                "error": message.error or "",
-                "state": "waiting" if message.state == "retrying" else "pending",
-                "due": _instant(message.due_us) if message.state == "retrying" else None,
-            }
-            for message in _messages(connection, ["retrying", "parked"])
-            if message.code is not None
-        ]
-
-
-def content(home: Path, message_id: str) -> dict[str, Json]:
-    """Payload and headers of a message; None for what is no longer kept. Raises: CliError, when it is unknown."""
-    with database(home) as connection:
-        seq = _one(connection, _ROW_OF_MESSAGE, (message_id,))
-        if seq is None:
-            raise unknown_id(f"there is no message {message_id!r}", SHOW_REMEDY)
-        return _content_at(connection, seq)
-
-
-def _content_at(connection: sqlite3.Connection, seq: int) -> dict[str, Json]:
-    row = connection.execute(_PAYLOAD, (seq,)).fetchone()
-    if row is None:
-        return {"payload": None, "headers": None}
-    return {"payload": json.loads(row[0]), "headers": json.loads(row[1] or b"{}")}
 
 
 # --- facts ---------------------------------------------------------------------------------------------------------
@@ -359,7 +192,7 @@ def _fact_value(raw: bytes) -> Json:
 def surroundings(home: Path) -> Surroundings:
     """What a question needs beside its message. Raises: StoreCorrupt."""
     with database(home) as connection:
-        active = json.loads(_one(connection, sql.SETTING, ("constitution",)) or "{}")
+        active = json.loads(one(connection, sql.SETTING, ("constitution",)) or "{}")
         agents = {row.id: Known(*row[:6]) for row in _agents(connection) if row.live}
         known: dict[tuple[str, str], dict[str, Json]] = {}
         for scope, owner, key, raw in connection.execute(sql.FACT_ROWS, (None, None)):
@@ -405,10 +238,10 @@ def recorded_question(home: Path, name: str) -> Recorded:
         notes = []
         document: dict[str, Json] = dict(record["input"])
         _add_texts(document, connection, record["seq"])
-        kept = _content_at(connection, record["seq"])
+        kept = content_at(connection, record["seq"])
         if kept["payload"] is None:
-            row = _one(connection, _ROW_OF_MESSAGE, (record["message_id"],))
-            kept = _content_at(connection, row) if row is not None else kept
+            row = one(connection, ROW_OF_MESSAGE, (record["message_id"],))
+            kept = content_at(connection, row) if row is not None else kept
         if kept["payload"] is None:
             notes.append("the payload is no longer kept: rules that read it answer as if it were missing")
         else:
@@ -420,7 +253,7 @@ def recorded_question(home: Path, name: str) -> Recorded:
 
 def _add_texts(document: dict[str, Json], connection: sqlite3.Connection, seq: int) -> None:
     """Puts remembered strings, which stand apart from the record, back among the facts."""
-    texts = _one(connection, _TEXTS, (seq,))
+    texts = one(connection, TEXTS, (seq,))
     remembered: Mapping[str, Json] = json.loads(texts).get("facts", {}) if texts is not None else {}
     if remembered:
         known = document["facts"]
@@ -430,10 +263,10 @@ def _add_texts(document: dict[str, Json], connection: sqlite3.Connection, seq: i
 def decision_record(connection: sqlite3.Connection, name: str) -> dict[str, Json]:
     """The newest decision on a message, or the one that a decision id or seq names. Raises: CliError."""
     if name.isdecimal():
-        found = [json.loads(body) for (body,) in connection.execute(_BY_SEQ, (int(name),))]
+        found = [json.loads(body) for (body,) in connection.execute(BY_SEQ, (int(name),))]
     else:
         message_id, _, decision = name.partition("#")
-        records = (json.loads(body) for (body,) in connection.execute(_OF_MESSAGE, (message_id,)))
+        records = (json.loads(body) for (body,) in connection.execute(OF_MESSAGE, (message_id,)))
         found = [
             record
             for record in records
@@ -444,51 +277,12 @@ def decision_record(connection: sqlite3.Connection, name: str) -> dict[str, Json
     raise unknown_id(f"there is no decision {name!r}", SHOW_REMEDY)
 
 
-# --- the log -------------------------------------------------------------------------------------------------------
-
-
-def stored_records(home: Path) -> Iterator[bytes]:
-    """Every record as it is stored, in order. Raises: StoreCorrupt."""
-    with database(home) as connection:
-        for (body,) in connection.execute("SELECT body FROM records ORDER BY seq"):
-            yield bytes(body)
-
-
-def newest_records(home: Path, number: int) -> list[dict[str, Json]]:
-    """The last `number` records, oldest first."""
-    with database(home) as connection:
-        found = connection.execute("SELECT body FROM records ORDER BY seq DESC LIMIT ?", (number,)).fetchall()
-    return [json.loads(body) for (body,) in reversed(found)]
-
-
-def records_from(home: Path, seq: int) -> list[dict[str, Json]]:
-    """At most a page of records from this seq on."""
-    with database(home) as connection:
-        found = connection.execute(sql.RECORDS_FROM, (seq, PAGE_ROWS)).fetchall()
-    return [json.loads(body) for _, body in found]
-
-
-def search_records(
-    home: Path, words: Sequence[str], *, since: str | None = None, until: str | None = None, number: int = 100
-) -> list[dict[str, Json]]:
-    """The newest `number` records that every word matches, oldest first. Raises: CliError, for a time that is none."""
-    first, last = (None if text is None else record_time(text) for text in (since, until))
-    # Every value stands in the record's bytes, so SQLite throws out most of them before they are parsed.
-    parts = [word.partition(":")[2] or word for word in words]
-    needles = [json.dumps(part)[1:-1].encode() for part in parts]
-    condition = " AND ".join(["instr(body, ?)"] * len(needles)) or "1"
-    query = f"SELECT body FROM records WHERE {condition} ORDER BY seq DESC"  # noqa: S608  only question marks
-    found: list[dict[str, Json]] = []
-    with database(home) as connection:
-        for (body,) in connection.execute(query, needles):
-            record: dict[str, Json] = json.loads(body)
-            if (first is not None and record["at"] < first) or (last is not None and record["at"] >= last):
-                continue
-            if all(_matches(record, word) for word in words):
-                found.append(record)
-                if len(found) >= number:
-                    break
-    return found[::-1]
+def content_at(connection: sqlite3.Connection, seq: int) -> dict[str, Json]:
+    """Payload and headers that stand apart from a record; None for what is not there."""
+    row = connection.execute(_PAYLOAD, (seq,)).fetchone()
+    if row is None:
+        return {"payload": None, "headers": None}
+    return {"payload": json.loads(row[0]), "headers": json.loads(row[1] or b"{}")}
 
 
 def record_time(text: str) -> str:
@@ -499,33 +293,3 @@ def record_time(text: str) -> str:
         raise CliError(f"{text!r} is no time", remedy="write it as 2026-11-21T09:00:00Z") from None
     time = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
     return time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-def _matches(record: Mapping[str, Json], word: str) -> bool:
-    name, separator, value = word.partition(":")
-    if separator and name == "rule":
-        return any(reason.get("rule") == value for reason in record.get("reasons") or ())
-    if separator and name in record:
-        return str(record[name]) == value
-    return word in json.dumps(record, ensure_ascii=False)
-
-
-def records_named(home: Path, name: str, *, content: bool) -> list[dict[str, Json]]:
-    """A record by seq, or those of a message or decision; with `content` also what stands apart from each."""
-    with database(home) as connection:
-        if name.isdecimal():
-            found = [json.loads(body) for (body,) in connection.execute(_BY_SEQ, (int(name),))]
-        else:
-            message_id, _, decision = name.partition("#")
-            records = [json.loads(body) for (body,) in connection.execute(_OF_MESSAGE, (message_id,))]
-            found = [record for record in records if not decision or record.get("decision_id") == name]
-        return [_with_content(connection, record) for record in found] if content else found
-
-
-def _with_content(connection: sqlite3.Connection, record: dict[str, Json]) -> dict[str, Json]:
-    kept = _content_at(connection, record["seq"])
-    texts = _one(connection, _TEXTS, (record["seq"],))
-    apart = {name: value for name, value in kept.items() if value is not None}
-    if texts is not None:
-        apart["texts"] = json.loads(texts)
-    return record | {"content": apart} if apart else record
