@@ -132,13 +132,23 @@ def mattered(rule: str, document: dict[str, Any]) -> str:
 
 
 @pytest.mark.timeout(180)
-def test_each_refusal_of_the_travel_desk_is_explained_by_what_mattered(tmp_path: Path) -> None:
-    """A whole day: the rules that said no are those of the record, each with what a person would name."""
+def test_each_kind_of_refusal_of_the_travel_desk_is_explained_by_what_mattered(tmp_path: Path) -> None:
+    """A whole day: the rules that said no are those of the record, each with what a person would name.
+
+    Of the messages that the same rules refused for the same expressions, the first.
+    """
     home, example = tmp_path / "home", ROOT / "examples" / "travel_desk"
     run_lines(home, example, ROOT / "policies", (example / "messages.jsonl").read_text().splitlines())
     records = log(home, "decision", code="policy_denied")  # on a busy machine some may be policy_timeout
     assert len(records) > 40
-    questions = [recorded_question(home, record["decision_id"]) for record in records]
+    kinds: dict[tuple[str, ...], tuple[dict[str, Any], Any]] = {}
+    for record in records:
+        question = recorded_question(home, record["decision_id"])
+        rules = sorted(reason["rule"] for reason in record["reasons"])
+        kind = tuple(f"{rule}: {mattered(rule, question.document)}" for rule in rules)
+        kinds.setdefault(kind, (record, question))
+    assert len(kinds) > 8
+    records, questions = [record for record, _ in kinds.values()], [question for _, question in kinds.values()]
 
     async def ask() -> list[Explained]:
         places = asyncio.Semaphore(4)

@@ -74,8 +74,8 @@ def trusting(signer: Signer, path: Path | None) -> dict[str, Any]:
     return {"constitution": section, "policy": dict(PATIENT)}
 
 
-def edited(bundle: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
-    """A copy of a bundle in which something was changed after it was signed."""
+def edited(bundle: Path, change: Callable[[dict[str, bytes]], None], folder: Path | None = None) -> Path:
+    """A copy of a bundle, beside it or in a folder, in which something was changed after it was signed."""
     with tarfile.open(bundle) as archive:
         files = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
     change(files)
@@ -85,7 +85,7 @@ def edited(bundle: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
-    copy = bundle.with_name("edited.tar.gz")
+    copy = (folder or bundle.parent) / "edited.tar.gz"
     copy.write_bytes(gzip.compress(out.getvalue()))
     return copy
 
@@ -181,12 +181,21 @@ FORGED: dict[str, tuple[Callable[[dict[str, bytes], Signer], None], str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def signed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Signer, Path, Path]:
+    """A signer, and the revisions 1 and 2 that it has signed."""
+    signer = Signer(tmp_path_factory.mktemp("signed"))
+    return signer, signer.bundle("1"), signer.bundle("2")
+
+
 @pytest.mark.parametrize("name", FORGED)
-async def test_what_was_not_signed_as_it_is_does_not_decide(tmp_path: Path, signer: Signer, name: str) -> None:
+async def test_what_was_not_signed_as_it_is_does_not_decide(
+    tmp_path: Path, signed: tuple[Signer, Path, Path], name: str
+) -> None:
     """The old constitution keeps deciding, and the attempt is in the log with its reason."""
     change, reason = FORGED[name]
-    first, second = signer.bundle("1"), signer.bundle("2")
-    forged = edited(second, lambda files: change(files, signer))
+    signer, first, second = signed
+    forged = edited(second, lambda files: change(files, signer), tmp_path)
     async with open_bus(tmp_path / "home", **trusting(signer, first)) as bus:
         before = bus.status()
         with pytest.raises(ConstitutionRejected) as raised:

@@ -33,7 +33,6 @@ from enhanced_agent_bus import (
     StoreLocked,
     sync,
 )
-from tests.acceptance.test_user_types import check
 from tests.developer import PATIENT, adds_up, log
 from tests.support import write_constitution
 
@@ -534,60 +533,3 @@ def test_in_a_forked_child_the_bus_is_closed(tmp_path: Path) -> None:
         """,
     )
     assert printed == "0\n{'a': 1}\n"
-
-
-# --- types -----------------------------------------------------------------------------------------------------------
-
-USER: Final = '''
-"""A small program of a user, without await."""
-
-from collections.abc import Callable
-
-from enhanced_agent_bus import DeadLetter, Drained, Message, Outcome, Priority, Reason, Refused, Status, sync
-
-
-def book(message: Message) -> dict[str, object]:
-    return {"booked": message.payload}
-
-
-async def note(message: Message) -> None:
-    assert message.created_at < message.expires_at
-
-
-def ask(agent: sync.Agent) -> Message:
-    return agent.request("booker", {"trip": 7}, timeout=5)
-
-
-with sync.open_bus("home", constitution="policies", policy={"timeout_seconds": 1}) as bus:
-    desk: sync.Agent = bus.register("desk", tenant="acme", roles=["planner"])
-    bus.register("booker", book, tenant="acme")
-    bus.register("noter", note, tenant="acme")
-    receipt: sync.Receipt = desk.send("booker", {"trip": 7}, priority=Priority.HIGH)
-    outcome: Outcome = receipt.outcome(timeout=5)
-    reasons: tuple[Reason, ...] = receipt.reasons
-    try:
-        print(ask(desk).payload, outcome.state, reasons)
-    except Refused as refused:
-        print(refused.receipt.reasons)
-    many: list[sync.Receipt] = desk.publish("trips")
-    status: Status = bus.status()
-    letters: list[DeadLetter] = bus.dead_letters()
-    again: sync.Receipt = bus.replay(letters[0].message_id)
-    agent: Callable[[str], sync.Agent] = bus.agent
-    held: sync.AgentBus = sync.open_bus("other")
-    drained: Drained = held.close(timeout=1)
-
-    await_it = desk.send("booker", priority="high")  # wrong
-    desk.request("booker")  # wrong
-    receipt.state = "accepted"  # wrong
-    receipt.sate  # wrong
-    bus.register("desk")  # wrong
-    message: Message = desk.send("booker")  # wrong
-    desk.send("booker").outcome(5).stat  # wrong
-'''
-
-
-def test_a_users_program_is_typed(tmp_path: Path) -> None:
-    """Under mypy --strict a program that is right has no finding, and each wrong line has one."""
-    found = {int(line.split(":")[1]) for line in check(tmp_path, USER) if ": error:" in line}
-    assert found == {number for number, line in enumerate(USER.splitlines(), 1) if line.endswith("# wrong")}

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -119,31 +118,91 @@ async def main(bus: AgentBus, agent: Agent) -> None:
 """
 
 
+SYNC = '''
+"""A small program of a user, without await."""
+
+from collections.abc import Callable
+
+from enhanced_agent_bus import DeadLetter, Drained, Message, Outcome, Priority, Reason, Refused, Status, sync
+
+
+def book(message: Message) -> dict[str, object]:
+    return {"booked": message.payload}
+
+
+async def note(message: Message) -> None:
+    assert message.created_at < message.expires_at
+
+
+def ask(agent: sync.Agent) -> Message:
+    return agent.request("booker", {"trip": 7}, timeout=5)
+
+
+with sync.open_bus("home", constitution="policies", policy={"timeout_seconds": 1}) as bus:
+    desk: sync.Agent = bus.register("desk", tenant="acme", roles=["planner"])
+    bus.register("booker", book, tenant="acme")
+    bus.register("noter", note, tenant="acme")
+    receipt: sync.Receipt = desk.send("booker", {"trip": 7}, priority=Priority.HIGH)
+    outcome: Outcome = receipt.outcome(timeout=5)
+    reasons: tuple[Reason, ...] = receipt.reasons
+    try:
+        print(ask(desk).payload, outcome.state, reasons)
+    except Refused as refused:
+        print(refused.receipt.reasons)
+    many: list[sync.Receipt] = desk.publish("trips")
+    status: Status = bus.status()
+    letters: list[DeadLetter] = bus.dead_letters()
+    again: sync.Receipt = bus.replay(letters[0].message_id)
+    agent: Callable[[str], sync.Agent] = bus.agent
+    held: sync.AgentBus = sync.open_bus("other")
+    drained: Drained = held.close(timeout=1)
+
+    await_it = desk.send("booker", priority="high")  # wrong
+    desk.request("booker")  # wrong
+    receipt.state = "accepted"  # wrong
+    receipt.sate  # wrong
+    bus.register("desk")  # wrong
+    message: Message = desk.send("booker")  # wrong
+    desk.send("booker").outcome(5).stat  # wrong
+'''
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Outside of the checkout, with mypy's cache for both programs."""
-    return tmp_path_factory.mktemp("user")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, set[int]]:
+    """The lines that mypy --strict finds, by program, run as a user runs it: outside of the checkout and its settings.
 
-
-def check(folder: Path, program: str) -> list[str]:
-    """What mypy --strict finds, run as a user runs it: outside of the checkout and of its settings."""
-    file = folder / "program.py"
-    file.write_text(program)
-    found = subprocess.run(
+    All programs in one run, since most of it goes into reading the package.
+    """
+    folder = tmp_path_factory.mktemp("user")
+    programs = {"fine.py": FINE, "wrong.py": WRONG, "without_await.py": SYNC}
+    for name, program in programs.items():
+        (folder / name).write_text(program)
+    done = subprocess.run(
         [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--no-error-summary", "--cache-dir",
-         str(folder / "cache"), str(file)],
+         str(folder / "cache"), *programs],
         capture_output=True, text=True, check=False, cwd=folder,
     )  # fmt: skip
-    assert found.returncode in (0, 1), found.stderr
-    return found.stdout.splitlines()
+    assert done.returncode in (0, 1), done.stderr
+    lines: dict[str, set[int]] = {name: set() for name in programs}
+    for line in done.stdout.splitlines():
+        if ": error:" in line:
+            name, number, *_ = line.split(":")
+            lines[name].add(int(number))
+    return lines
 
 
-def test_users_program_is_clean(folder: Path) -> None:
+def test_users_program_is_clean(found: dict[str, set[int]]) -> None:
     """A program that uses the public names as documented has no finding."""
-    assert check(folder, FINE) == []
+    assert found["fine.py"] == set()
 
 
-def test_users_mistakes_are_found(folder: Path) -> None:
+def test_users_mistakes_are_found(found: dict[str, set[int]]) -> None:
     """A wrong type, a missing argument, an assignment to a frozen value: each line is found."""
-    lines = {int(line.split(":")[1]) for line in check(folder, WRONG) if ": error:" in line}
-    assert lines == {11, 12, 14, 15, 16, 17}
+    assert found["wrong.py"] == {11, 12, 14, 15, 16, 17}
+
+
+def test_a_program_without_await_is_typed(found: dict[str, set[int]]) -> None:
+    """With `sync` what is right has no finding, and each wrong line has one."""
+    wrong = {number for number, line in enumerate(SYNC.splitlines(), 1) if line.endswith("# wrong")}
+    assert wrong
+    assert found["without_await.py"] == wrong
