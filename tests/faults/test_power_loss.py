@@ -7,6 +7,7 @@ point, or when all is done; what the disk then has is put in the home's place.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import os
 import random
@@ -16,7 +17,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,7 +26,8 @@ import pytest
 from enhanced_agent_bus import Retry, open_bus
 from enhanced_agent_bus.cli.app import run_command
 from enhanced_agent_bus.errors import BusError
-from tests.developer import PATIENT, Inbox, adds_up, log
+from tests import history_checker
+from tests.developer import PATIENT, Inbox, adds_up
 from tests.entries import open_ledger
 from tests.support import write_constitution
 
@@ -273,8 +274,8 @@ def test_power_loss_leaves_the_folder_of_a_home(library: Path, tmp_path: Path) -
 async def test_power_loss(library: Path, tmp_path: Path, seed: int) -> None:
     """A home that loses power at a dozen moments keeps its word; acknowledged and lost = 0.
 
-    After each loss it verifies, holds a prefix of what was written and an allow record of its own for each handler
-    run; it opens, every acknowledged id ends, and the accounting adds up.
+    After each loss it verifies, holds a prefix of what was written, and `tests/history_checker.py` finds an allow of
+    its own for each handler run; it opens, every acknowledged id ends, and the accounting adds up.
     """
     async with asyncio.TaskGroup() as tasks:
         for number in range(HOMES):
@@ -333,18 +334,17 @@ async def run_until_dark(disk: Disk, policies: Path, run: int, at: int, plan: st
 
 def judge(home: Path, folder: Path, written: list[bytes], checkpoint: Path | None, told: str) -> None:
     """What is left verifies, also against a checkpoint that could be read before, and knows of all that was done."""
-    acks, runs = _lines(folder / "home.acks"), _runs(folder)
+    notes = _lines(folder / "home.notes")
     if not (home / "home.json").exists():
-        assert not [*acks, *runs], f"a home that is gone: {told}"
+        assert not notes, f"a home that is gone: {told}"
         return
     copy = shutil.copytree(home, folder / "copy")
     against = [] if checkpoint is None else ["--checkpoint", str(checkpoint)]
     assert run_command(["audit", "verify", str(copy), *against]) == 0, told
     bodies = _bodies(copy)
     assert bodies == written[: len(bodies)], told
-    allowed = Counter(record["message_id"] for record in log(copy, "decision", verdict="allow"))
-    assert not set(acks) - set(allowed), f"acknowledged and lost: {told}"
-    assert all(allowed[message_id] >= times for message_id, times in runs.items()), f"done and not recorded: {told}"
+    found = history_checker.check(bodies, notes)
+    assert not found, (found, told)
     shutil.rmtree(copy)
 
 
@@ -354,7 +354,8 @@ async def judge_the_end(home: Path, folder: Path) -> None:
     async with open_bus(home, constitution=policies, policy=PATIENT) as bus:
         # Runs that failed or were cut off count, loss after loss: as many attempts as no message has had.
         await bus.register("booker", Inbox(), tenant="acme", retry=Retry.exponential(attempts=99))
-        for message_id in {*_lines(folder / "home.acks"), *_runs(folder)}:
+        notes = [json.loads(line) for line in _lines(folder / "home.notes")]
+        for message_id in {note["id"] if "told" in note else note["ran"] for note in notes}:
             outcome = await bus.outcome(message_id, timeout=30)
             assert outcome.state == "delivered", (message_id, outcome)
         await bus.wait_idle(timeout=30)
@@ -366,11 +367,6 @@ async def judge_the_end(home: Path, folder: Path) -> None:
 
 def _lines(path: Path) -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
-
-
-def _runs(folder: Path) -> Counter[str]:
-    """How often a handler ran with each message."""
-    return Counter(line.split()[0] for line in _lines(folder / "home.effects"))
 
 
 def _bodies(home: Path) -> list[bytes]:
