@@ -1,12 +1,14 @@
 """The ledger that keeps nothing: the same port, in memory, for tests and for `open_bus(":memory:")`.
 
-What it holds is bounded: open messages, dead letters, those that ended lately, and the newest records.
+What it holds is bounded: open messages, dead letters, those that ended lately, and the newest records; of messages
+whose id the sender gave the first record too, so that the same id again is answered as it was first.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Final
 
@@ -57,6 +59,7 @@ class MemoryLedger:
         self._settings: dict[str, str] = {}
         #: seq, when, and the entry without what it has done: what hangs on that would be kept with it.
         self._records: deque[tuple[int, int, Entry]] = deque(maxlen=RECORDS_MAX)
+        self._firsts: dict[int, tuple[bytes, bytes | None]] = {}  # records of kept messages, and their texts
         self._down: str | None = None
         self._certain: list[Entry] = []
 
@@ -94,6 +97,8 @@ class MemoryLedger:
             self._agents[entry.agent.id] = entry.agent
         if entry.settings:
             self._settings.update(entry.settings)
+        if len(self._records) == RECORDS_MAX:
+            self._keep_first(self._records[0])
         self._records.append((seq, self._at_us, entry))
         self._size = seq + 1
         if entry.admitted is not None:
@@ -122,7 +127,16 @@ class MemoryLedger:
             if len(ended) > (KEPT_MAX if given else ENDED_MAX):
                 self._forget(ended.popleft())
 
+    def _keep_first(self, record: tuple[int, int, Entry]) -> None:
+        """A record goes: kept where a message began with it that may be sent again."""
+        kept = self._messages.get(record[0])
+        if kept is not None and "/" in kept[0].envelope.id:
+            texts = record[2].texts
+            with suppress(BusError):  # more than a record can hold: it goes like any other
+                self._firsts[record[0]] = self._written([record])[0], None if texts is None else texts[1]
+
     def _forget(self, row: int) -> None:
+        self._firsts.pop(row, None)
         self._dead.pop(row, None)
         self._moves.pop(row, None)
         opening, _ = self._messages.pop(row)
@@ -161,11 +175,15 @@ class MemoryLedger:
     def record(self, seq: int) -> bytes:
         """Raises: KeyError, for one that is no longer kept too."""
         first = self._size - len(self._records)
+        if seq in self._firsts:
+            return self._firsts[seq][0]
         if not first <= seq < self._size:
             raise KeyError(seq)
         return self._written([self._records[seq - first]])[0]
 
     def texts(self, seq: int) -> bytes | None:
+        if seq in self._firsts:
+            return self._firsts[seq][1]
         first = self._size - len(self._records)
         texts = self._records[seq - first][2].texts if first <= seq < self._size else None
         return None if texts is None else texts[1]

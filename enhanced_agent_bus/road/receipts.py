@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Final, Literal
 
 import orjson
 
 from enhanced_agent_bus.admission.chain import Decided
+from enhanced_agent_bus.deliberation.notes import read
 from enhanced_agent_bus.message import Envelope
-from enhanced_agent_bus.outcome import Outcome, Receipt
+from enhanced_agent_bus.outcome import END_STATES, Outcome, Receipt, ReceiptState
 from enhanced_agent_bus.ports import Ledger, StoredMessage
 from enhanced_agent_bus.verdict import Reason
 
@@ -43,7 +45,7 @@ def first_receipt(ledger: Ledger, stored: StoredMessage, ending: Ending) -> Rece
     envelope = stored.envelope
     try:
         first = orjson.loads(ledger.record(stored.seq))
-    except KeyError:  # a ledger in memory forgets records sooner than messages
+    except KeyError:  # a ledger in memory keeps the first records of given ids only
         first = {
             "reasons": [],
             "verdict": "allow",
@@ -64,6 +66,21 @@ def first_receipt(ledger: Ledger, stored: StoredMessage, ending: Ending) -> Rece
         stored.seq,
         ending,
     )
+
+
+def recorded_receipt(ledger: Ledger, stored: StoredMessage, ending: Ending) -> Receipt:
+    """The receipt of a message that was sent first long ago: where it began, and how it stands by now.
+
+    The code says how it ended, where it was not delivered; what was held and ended before any allow counts as refused.
+    """
+    first = first_receipt(ledger, stored, ending)
+    state: ReceiptState = "accepted"
+    if stored.state in ("held", "refused"):
+        state = "held" if stored.state == "held" else "refused"
+    elif first.state == "held" and stored.state in END_STATES and not read(stored).counted:
+        state = "refused"
+    code = stored.code if stored.state in END_STATES and stored.state != "delivered" else None
+    return replace(first, state=state, code=code, reasons=first.reasons if state == first.state else ())
 
 
 def words_of(ledger: Ledger, seq: int, reasons: list[tuple[str, str]]) -> tuple[Reason, ...]:

@@ -33,7 +33,7 @@ from enhanced_agent_bus.road.desk import (
 )
 from enhanced_agent_bus.road.endings import TOLD_SECONDS, Endings
 from enhanced_agent_bus.road.mailroom import Mailroom
-from enhanced_agent_bus.road.receipts import first_receipt, receipt_of
+from enhanced_agent_bus.road.receipts import first_receipt, receipt_of, recorded_receipt
 from enhanced_agent_bus.road.rescue import Rescue
 from enhanced_agent_bus.verdict import Party, Refusal
 
@@ -380,7 +380,7 @@ class Sending:
     async def _again(
         self, stored: StoredMessage, message_id: str, sender: Party, to: str | None, topic: str | None, draft: Draft
     ) -> tuple[Receipt, Parcel | None]:
-        """The first receipt for the same content; refused(replayed) for any other."""
+        """The first receipt for the same content, and later the recorded state; refused(replayed) for any other."""
         shaped = self._desk.shape.check(draft)
         if isinstance(shaped, Refusal):
             return await self.turn_away(message_id, sender, NOBODY, topic, draft, shaped)
@@ -406,7 +406,10 @@ class Sending:
             receipt = await self._rescue.replay(stored)
             return receipt, self._desk.live.get(message_id)
         ending = partial(self._endings.outcome, message_id)
-        return first_receipt(self._desk.ledger, stored, ending), self._desk.live.get(message_id)
+        age_us = self._desk.clock.now_us() - before.created_us
+        lately = age_us <= self._desk.settings.limits.dedup_seconds * 1e6
+        receipt = (first_receipt if lately else recorded_receipt)(self._desk.ledger, stored, ending)
+        return receipt, self._desk.live.get(message_id)
 
 
 def own_id(sender: str, given: object) -> str | None:

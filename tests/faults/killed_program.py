@@ -57,7 +57,8 @@ async def main(home: str, constitution: str, run: str) -> None:
             if receipt.ok:
                 note(home, told=receipt.state, id=receipt.message_id, digest=receipt.digest)
 
-    async with open_bus(home, constitution=constitution, policy={"workers": 1, "timeout_seconds": 5}) as bus:
+    policy, recovery = {"workers": 1, "timeout_seconds": 5}, {"breaker_failures": 1_000_000}  # it would only wait
+    async with open_bus(home, constitution=constitution, policy=policy, recovery=recovery) as bus:
         # Runs that were cut off count as failed: as many attempts as no message has.
         retry = Retry.exponential(attempts=99, base_seconds=0.001, cap_seconds=0.01)
         await bus.register("booker", book, tenant="acme", retry=retry, concurrency=2)

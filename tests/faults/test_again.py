@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from enhanced_agent_bus import AuditUnavailable, Message, Retry, faultpoints
+from enhanced_agent_bus import AuditUnavailable, Message, Receipt, Retry, faultpoints
 from enhanced_agent_bus.faultpoints import VARIABLE
-from tests.developer import Inbox, log, small_bus, until
+from tests.developer import Inbox, SteppedClock, log, small_bus, until
 
 
 async def test_what_was_not_recorded_is_delivered_when_it_is_sent_again(
@@ -48,6 +48,86 @@ async def test_same_content_is_known_when_no_payload_is_kept(tmp_path: Path) -> 
         other = await desk.send("booker", {"trip": 8}, id="order-7")
     assert again == first
     assert other.code == "replayed"
+    assert len(inbox.got) == 1
+
+
+HOLD = """
+admit if is_number(input.message.payload.amount)
+message := "over ten"
+hold contains {"approvers": 1, "roles": ["chief"], "expires_in": 3600} if input.message.payload.amount > 10
+"""
+
+
+@pytest.mark.parametrize("home", ["home", ":memory:"])
+async def test_first_receipt_is_remembered_for_dedup_seconds(tmp_path: Path, home: str) -> None:
+    """Within limits.dedup_seconds the same id gets the first receipt, whatever was sent meanwhile and became of it;
+    afterwards its recorded state, and other content is refused then too. Nothing runs a second time.
+    """
+    inbox, clock = Inbox(), SteppedClock()
+    limits = {"dedup_seconds": 300, "expires_seconds": 100_000}
+    async with small_bus(tmp_path, {"large": HOLD}, home=home, clock=clock, limits=limits) as bus:
+        desk = await bus.register("desk", tenant="acme")
+        chief = await bus.register("chief", tenant="acme", roles=["chief"])
+        retry = Retry.exponential(attempts=1)
+        await bus.register("booker", inbox, tenant="acme", concurrency=50)
+        await bus.register("broken", Inbox(ValueError("never")), tenant="acme", retry=retry)
+        sends: dict[str, tuple[str, float, float | None]] = {
+            "small": ("booker", 1, None), "approved": ("booker", 11, None), "rejected": ("booker", 12, None),
+            "failed": ("broken", 1, None), "late": ("chief", 1, 0.05), "dropped": ("booker", 13, None),
+        }  # fmt: skip
+
+        async def sent() -> dict[str, Receipt]:
+            return {
+                name: await desk.send(to, {"amount": amount}, id=name, expires_in=seconds)
+                for name, (to, amount, seconds) in sends.items()
+            }
+
+        first = await sent()
+        assert {name: receipt.state for name, receipt in first.items()} == {
+            "small": "accepted", "approved": "held", "rejected": "held", "failed": "accepted", "late": "accepted",
+            "dropped": "held",
+        }  # fmt: skip
+        await chief.approve("desk/approved")
+        await chief.reject("desk/rejected", reason="no")
+        for name in ("small", "approved", "rejected", "failed", "late"):
+            await first[name].outcome(timeout=10)
+        for _ in range(300):  # more than a bus in memory keeps records
+            await desk.send("booker", {"amount": 1})
+        await bus.discard("desk/dropped", reason="nobody approves it")
+        clock.ahead_seconds = 200
+        assert await sent() == first
+        clock.ahead_seconds = 400
+        later = await sent()
+        assert {name: (receipt.state, receipt.code) for name, receipt in later.items()} == {
+            "small": ("accepted", None), "approved": ("accepted", None), "rejected": ("refused", "approval_rejected"),
+            "failed": ("accepted", "attempts_exhausted"), "late": ("accepted", "expired"),
+            "dropped": ("refused", "discarded"),
+        }  # fmt: skip
+        assert {(receipt.decision_id, receipt.audit_seq, receipt.digest) for receipt in later.values()} == {
+            (receipt.decision_id, receipt.audit_seq, receipt.digest) for receipt in first.values()
+        }
+        assert (await later["failed"].outcome(timeout=1)).state == "dead_lettered"
+        assert (await desk.send("booker", {"amount": 2}, id="small")).code == "replayed"
+        given = [message.id for message in inbox.got if "/" in message.id]
+    assert sorted(given) == ["desk/approved", "desk/small"]
+
+
+async def test_dedup_seconds_hold_across_a_restart(tmp_path: Path) -> None:
+    """Another process answers with the first receipt as long as the first would have, then with the recorded state."""
+    clock, inbox = SteppedClock(), Inbox()
+    answers: list[Receipt] = []
+    for ahead in (0, 500, 700):
+        clock.ahead_seconds = ahead
+        async with small_bus(tmp_path, {"large": HOLD}, clock=clock) as bus:
+            desk = await bus.register("desk", tenant="acme")
+            chief = await bus.register("chief", tenant="acme", roles=["chief"])
+            await bus.register("booker", inbox, tenant="acme")
+            answers.append(await desk.send("booker", {"amount": 11}, id="order-7"))
+            if not ahead:
+                await chief.approve("desk/order-7")
+                assert (await bus.outcome("desk/order-7", timeout=10)).state == "delivered"
+    assert answers[0] == answers[1]
+    assert [receipt.state for receipt in answers] == ["held", "held", "accepted"]
     assert len(inbox.got) == 1
 
 
