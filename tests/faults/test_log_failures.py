@@ -141,6 +141,30 @@ async def test_doubtful_move_is_taken_back(ledger: SqliteLedger, arm: Any) -> No
     assert (counts["dead_lettered"], counts["queued"], counts["accepted"]) == (1, 1, 2)
 
 
+async def test_what_has_happened_begins_where_its_message_is(ledger: SqliteLedger, tmp_path: Path, arm: Any) -> None:
+    """Outcomes that were put behind a replay which was never written count from where the message stands: among the
+    dead letters. The accounting adds up after it, no state has less than no messages, and the home opens again.
+    """
+    (row,) = await put_all(ledger, [decision(1)])
+    await put_all(ledger, [move(1, row, state="dead_lettered")])
+    arm("audit.before_commit:1:raise")
+    replay = move(1, row, was="dead_lettered", state="queued")
+    replay.kind, replay.fields, replay.certain = "decision", decision(1).fields, False
+    lost = putting(ledger, replay)
+    happened = [putting(ledger, move(1, row, state="retrying")), putting(ledger, move(1, row, was="retrying"))]
+    with pytest.raises(AuditUnavailable):
+        await lost
+    await asyncio.gather(*happened)
+    counts = ledger.accounting()
+    assert {state: count for state, count in counts.items() if count} == {"accepted": 1, "delivered": 1}
+    await ledger.close()
+    again = await open_ledger(tmp_path / "home")
+    stored = again.find("desk/order-1")
+    assert stored is not None
+    assert (stored.state, again.accounting()) == ("delivered", counts)
+    await again.close()
+
+
 async def test_entries_put_before_the_failure_was_heard_are_void(ledger: SqliteLedger, arm: Any) -> None:
     """What was put while the loop did not know yet fails with the rest, since it built on what is void."""
     heard: list[str] = []
