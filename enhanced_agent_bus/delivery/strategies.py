@@ -52,6 +52,8 @@ class Strategy:
         The key is the conversation, or what `key` makes of the message. One that is retried goes where it comes.
         It belongs outside: inside another strategy it would order nothing, which raises ValueError.
         """
+        if key is not None and not callable(key):
+            raise TypeError(f"key is a function of a message, not {key!r}")
         return ByKey(_several([handler])[0], key)
 
 

@@ -7,9 +7,9 @@ the whole interval so that many that failed together do not come back together (
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 Kind = Literal["exponential", "linear", "immediate", "manual"]
 Never = Sequence[type[BaseException] | str]
@@ -17,7 +17,7 @@ Never = Sequence[type[BaseException] | str]
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often a handler is run for one message, and how long to wait between runs.
+    """How often a handler is run for one message, and how long to wait between runs. Raises: TypeError; ValueError.
 
     `never` names the errors after which it is not run again, as classes (with those below them) or by their names: the
     message is a dead letter at once, with the code handler_failed.
@@ -29,24 +29,36 @@ class Retry:
     kind: Kind = "exponential"
     never: tuple[type[BaseException] | str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if type(self.attempts) is not int:
+            raise TypeError(f"attempts is a whole number, not {self.attempts!r}")
+        seconds = (self.base_seconds, self.cap_seconds)
+        for each in seconds:
+            if type(each) not in (int, float):
+                raise TypeError(f"base_seconds and cap_seconds are numbers, not {each!r}")
+        if self.attempts < 1 or not all(math.isfinite(each) and each >= 0 for each in seconds):
+            raise ValueError("attempts must be at least 1, base_seconds and cap_seconds finite and not negative")
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind is one of {', '.join(get_args(Kind))}, not {self.kind!r}")
+
     @classmethod
     def exponential(
         cls, attempts: int = 5, base_seconds: float = 0.1, cap_seconds: float = 5, *, never: Never = ()
     ) -> Retry:
-        """Waits a random time up to base, 2 base, 4 base … cap. Raises: ValueError."""
-        return _checked(cls(attempts, float(base_seconds), float(cap_seconds), "exponential", _errors(never)))
+        """Waits a random time up to base, 2 base, 4 base … cap. Raises: TypeError; ValueError."""
+        return cls(attempts, base_seconds, cap_seconds, "exponential", _errors(never))
 
     @classmethod
     def linear(
         cls, attempts: int = 5, base_seconds: float = 0.1, cap_seconds: float = 5, *, never: Never = ()
     ) -> Retry:
-        """Waits base, 2 base, 3 base … cap, without chance. Raises: ValueError."""
-        return _checked(cls(attempts, float(base_seconds), float(cap_seconds), "linear", _errors(never)))
+        """Waits base, 2 base, 3 base … cap, without chance. Raises: TypeError; ValueError."""
+        return cls(attempts, base_seconds, cap_seconds, "linear", _errors(never))
 
     @classmethod
     def immediate(cls, attempts: int = 3, *, never: Never = ()) -> Retry:
-        """Does not wait between runs. Raises: ValueError."""
-        return _checked(cls(attempts, 0.0, 0.0, "immediate", _errors(never)))
+        """Does not wait between runs. Raises: TypeError; ValueError."""
+        return cls(attempts, 0.0, 0.0, "immediate", _errors(never))
 
     @classmethod
     def manual(cls, *, never: Never = ()) -> Retry:
@@ -61,19 +73,12 @@ class Retry:
         return any(kind in names if isinstance(kind, str) else isinstance(error, kind) for kind in self.never)
 
 
-def _checked(retry: Retry) -> Retry:
-    seconds = (retry.base_seconds, retry.cap_seconds)
-    if retry.attempts < 1 or not all(math.isfinite(each) and each >= 0 for each in seconds):
-        raise ValueError("attempts must be at least 1, base_seconds and cap_seconds finite and not negative")
-    return retry
-
-
-def _errors(never: Never) -> tuple[type[BaseException] | str, ...]:
+def _errors(never: object) -> tuple[type[BaseException] | str, ...]:
     """The errors, checked. Raises: TypeError."""
-    found: tuple[object, ...] = (never,) if isinstance(never, str) else tuple(never)
+    found: tuple[object, ...] = tuple(never) if isinstance(never, Iterable) and not isinstance(never, str) else (None,)
     names = tuple(kind for kind in found if isinstance(kind, str))
     kinds = tuple(kind for kind in found if isinstance(kind, type) and issubclass(kind, BaseException))
-    if isinstance(never, str) or len(names) + len(kinds) < len(found):
+    if len(names) + len(kinds) < len(found):
         raise TypeError(f"never is a list of error classes or of their names, not {never!r}")
     return (*kinds, *names)
 

@@ -220,6 +220,8 @@ def test_by_key_belongs_outside() -> None:
         Strategy.all()
     with pytest.raises(TypeError, match="not a handler"):
         Strategy.first(Inbox(), "booker")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="key is a function of a message, not 'trip'"):
+        Strategy.by_key(Inbox(), key="trip")  # type: ignore[arg-type]
 
 
 async def test_one_tenants_flood_stands_before_nobody_else(tmp_path: Path) -> None:

@@ -59,3 +59,31 @@ def test_a_retry_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
     """Retry.exponential says so where it is made, not where it is used."""
     with pytest.raises(ValueError, match="at least 1"):
         Retry.exponential(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"attempts": 2.5}, "attempts is a whole number, not 2.5"),
+        ({"attempts": True}, "attempts is a whole number, not True"),
+        ({"attempts": "3"}, "attempts is a whole number, not '3'"),
+        ({"base_seconds": "1"}, "base_seconds and cap_seconds are numbers, not '1'"),
+        ({"cap_seconds": None}, "base_seconds and cap_seconds are numbers, not None"),
+        ({"never": [int]}, r"never is a list of error classes or of their names, not \[<class 'int'>\]"),
+        ({"never": ValueError}, "never is a list of error classes"),
+        ({"never": 7}, "never is a list of error classes"),
+    ],
+)
+@pytest.mark.parametrize("make", [Retry.exponential, Retry.linear])
+def test_what_is_no_number_and_no_error_is_refused(make: Any, wrong: dict[str, Any], says: str) -> None:
+    """What cannot be meant is a TypeError with the value in it."""
+    with pytest.raises(TypeError, match=says):
+        make(**wrong)
+
+
+def test_a_retry_made_by_hand_is_checked_too() -> None:
+    """The class itself takes no nonsense either."""
+    with pytest.raises(ValueError, match="kind is one of exponential"):
+        Retry(3, kind="sometimes")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="whole number"):
+        Retry(1.0)  # type: ignore[arg-type]
