@@ -226,10 +226,14 @@ class _Link(asyncio.Protocol):
                             await self.call(Op.STATS, {}, PROBE_SECONDS)
                 frame = await future
         except TimeoutError:
-            if future.cancelled():  # else the answer came in the same turn: the loop was blocked
+            if future.cancelled() or not future.done():  # else it came in the same turn: the loop was blocked
+                future.cancel()
                 self.end(f"it did not answer {op.name.lower()} within {timeout_seconds:g} s")
                 raise WorkerLostError(f"the policy worker was ended: {self.reason}") from None
             frame = future.result()
+        except asyncio.CancelledError:
+            future.cancel()  # nobody waits for what becomes of it
+            raise
         if frame.status != STATUS_OK:
             raise _Refused(frame.body)
         return _document(frame.body)
@@ -689,16 +693,24 @@ class WorkerEngine:
             warnings=tuple(Problem(**warning) for warning in answer["warnings"]),
         )
 
-    async def test(self, path: Path, *, coverage: bool = False, run: str = "") -> dict[str, Any]:
-        """Runs a constitution's tests, or those whose name `run` finds. Raises: ConstitutionRejected."""
-        return await self._author(Op.TEST, path, {"path": _absolute(path), "coverage": coverage, "run": run})
+    async def test(self, path: Path, *, coverage: bool = False, run: str = "", draft: bool = False) -> dict[str, Any]:
+        """Runs a constitution's tests, or those whose name `run` finds. Raises: ConstitutionRejected.
 
-    async def explain(self, source: Path | str, document: bytes) -> dict[str, Any]:
+        A draft is a folder that somebody is writing: what an editor keeps there meanwhile is left out.
+        """
+        body = {"path": _absolute(path), "coverage": coverage, "run": run, "draft": draft}
+        return await self._author(Op.TEST, path, body)
+
+    async def explain(self, source: Path | str, document: bytes, timeout_seconds: float = 0.0) -> dict[str, Any]:
         """How each rule answers one input; `source` is a folder or bundle, or the digest of a loaded constitution.
 
+        The decision may take as long as a live one, or 2 s where that is longer; 30 s at the most.
         Raises: ConstitutionRejected, KeyError for a digest that is not loaded.
         """
-        body: dict[str, Any] = {"input": orjson.Fragment(document)}
+        body: dict[str, Any] = {
+            "input": orjson.Fragment(document),
+            "timeout_us": min(int(timeout_seconds * 1_000_000), TIMEOUT_US_MAX),
+        }
         if isinstance(source, Path):
             return await self._author(Op.EXPLAIN, source, body | {"path": _absolute(source)})
         with _bundle_file(self._bundles[source]) as path:

@@ -16,6 +16,7 @@ import pytest
 import pytest_asyncio
 
 from enhanced_agent_bus.engines.worker import STARTS_MAX, WorkerEngine, WorkerLostError
+from enhanced_agent_bus.errors import EngineMissing
 from enhanced_agent_bus.verdict import Answer
 from tests.support import write_constitution
 
@@ -261,6 +262,19 @@ async def test_a_worker_that_stands_still_while_it_loads_is_replaced(
         await until(lambda: len(starts.read_text()) >= 2)
     finally:
         await engine.close()
+
+
+async def test_a_worker_that_stands_still_before_it_greets_does_not_end_the_staffing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time may be over while it is just being looked at: that is a worker that was lost, and nothing else."""
+    monkeypatch.setattr("enhanced_agent_bus.engines.worker.HELLO_SECONDS", 0.2)
+    monkeypatch.setattr("enhanced_agent_bus.engines.worker.PROBE_SECONDS", 0.15)
+    program = tmp_path / "silent"
+    program.write_text("#!/bin/sh\nexec sleep 600\n")
+    program.chmod(0o755)
+    with pytest.raises(EngineMissing, match=r"does not start: .* did not answer hello"):
+        await asyncio.wait_for(WorkerEngine.start(program, workers=1), SECONDS)
 
 
 async def test_workers_that_always_die_are_not_started_in_a_storm(tmp_path: Path) -> None:
