@@ -6,7 +6,7 @@ The chain asks here while something is tried, and not at all otherwise.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 WHOLE: Final = 100  # percent
 OVER_MAX: Final = 100_000  # decisions whose outcome is remembered
 _PLACE_BYTES: Final = 8
+#: Codes of refusals that are a constitution's own; the bus's and the gates' say nothing about a candidate.
+OF_POLICY: Final = ERRORS | {"policy_denied", "facts_full", "constitution_mismatch"}
 
 
 def checked_percent(percent: object) -> int:
@@ -87,24 +89,39 @@ class Rollout:
 
     def count(self, decided: Decided) -> None:
         """One decision under the candidate."""
+        self._add(decided.verdict, decided.code)
+        if (what := self.passed) is not None:
+            self._passed(self, what)
+
+    def recall(self, recorded: Iterable[tuple[str, str | None]]) -> None:
+        """After a restart: verdict and code of each recorded decision under the candidate, the oldest first."""
+        for verdict, code in recorded:
+            if verdict != "refuse" or code in OF_POLICY:
+                self._add(verdict, code)
+
+    def _add(self, verdict: str, code: str | None) -> None:
         self.decisions += 1
         if len(self._newest) == self.limits.over:
             refused, failed = self._newest[0]
             self.refusals -= refused
             self.errors -= failed
-        refused, failed = decided.verdict == "refuse", decided.code in ERRORS
+        refused, failed = verdict == "refuse", code in ERRORS
         self._newest.append((refused, failed))
         self.refusals += refused
         self.errors += failed
+
+    @property
+    def passed(self) -> str | None:
+        """The limit that is passed; None before there are so many decisions."""
         if len(self._newest) < self.limits.over:
-            return
+            return None
         for what, count, most in (
             ("errors", self.errors, self.limits.max_errors),
             ("refusals", self.refusals, self.limits.max_refusals),
         ):
             if most is not None and count > most * self.limits.over:
-                self._passed(self, what)
-                return
+                return what
+        return None
 
 
 class Trial:

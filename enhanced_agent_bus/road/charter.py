@@ -25,6 +25,7 @@ from enhanced_agent_bus.settings import EMBEDDED
 ROLLOUT: Final = "rollout"  # the setting of the home that a roll-out is kept in
 NOT_TAKEN: Final = "given_refused"  # that setting has what the settings name, where it could not take over
 NONE: Final = "null"
+RECALLED_MAX: Final = 50_000  # records that are looked through at a start for what a candidate has decided
 log: Final = logging.getLogger("enhanced_agent_bus")
 
 
@@ -228,6 +229,27 @@ class Charter:
             await self._desk.write(entry)
             return
         self._begin(loaded, kept["percent"], limits)
+        out = self._desk.admission.rollout
+        assert out is not None
+        out.recall(self._recorded(loaded.digest))  # else one that is bad goes on for as long as the bus does not
+        if (passed := out.passed) is not None:
+            await self._take_back(out, passed)
+
+    def _recorded(self, candidate: str) -> list[tuple[str, str | None]]:
+        """Verdict and code of what a candidate has decided since its roll-out began, among the newest records."""
+        ledger, found = self._desk.ledger, list[tuple[str, str | None]]()
+        newest = ledger.size() - 1
+        for seq in range(newest, max(newest - RECALLED_MAX, -1), -1):
+            body = ledger.record(seq)
+            if candidate.encode() not in body:
+                continue
+            record = orjson.loads(body)
+            if record["kind"] == "policy" and record["event"] == "rolling_out":
+                break
+            if record["kind"] == "decision" and record["constitution"] == candidate:
+                found.append((record["verdict"], record["code"]))
+        found.reverse()
+        return found
 
     async def roll_back(self) -> Activation:
         """On command: the active one decides everything again. Raises: KeyError, when nothing is being rolled out."""

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from enhanced_agent_bus import Agent, AgentBus, Candidate, ConfigInvalid, ConstitutionRejected, Message, open_bus
 from enhanced_agent_bus.cli.app import run_command
+from enhanced_agent_bus.road.charter import Charter
 from tests.developer import PATIENT, Doorman, Inbox, SteppedClock, log, small_bus, until
 from tests.support import constitution_digest, write_constitution
 
@@ -264,16 +265,63 @@ async def test_a_restart_goes_on_with_the_same_share(tmp_path: Path) -> None:
             desk = await desk_of(bus)
             (inside,) = conversations(bus, 40, among=True, count=1)
             (outside,) = conversations(bus, 40, among=False, count=1)
-            assert not (await desk.send("booker", {}, conversation=inside)).ok
+            if given != new:
+                assert not (await desk.send("booker", {}, conversation=inside)).ok
             assert (await desk.send("booker", {}, conversation=outside)).ok
     async with open_bus(tmp_path / "home", policy=PATIENT) as bus:
         desk = await desk_of(bus)
-        for name in conversations(bus, 40, among=True, count=3):
+        for name in conversations(bus, 40, among=True, count=1):
             await desk.send("booker", {}, conversation=name)
         await until(lambda: bus.status().candidate is None)  # with the limits that it was given
     assert events(tmp_path / "home")[-1] == ("rolled_back", "refusals")
     async with open_bus(tmp_path / "home", policy=PATIENT) as bus:
         assert bus.status().candidate is None
+
+
+async def test_what_a_candidate_decided_counts_after_a_restart(tmp_path: Path) -> None:
+    """A bus that ends before so many decisions, again and again, does not keep a bad candidate for ever."""
+    new = write_constitution(tmp_path / "new", {"cap": CAP}, revision="2")
+    async with small_bus(tmp_path) as bus:
+        await bus.activate(new, percent=50, max_refusals=0.5, over=6)
+    for number in range(2):
+        async with open_bus(tmp_path / "home", policy=PATIENT) as bus:
+            desk = await desk_of(bus)
+            assert not (await desk.send("nobody", {})).ok  # the bus's own refusals are not the candidate's
+            fine, *bad = conversations(bus, 50, among=True, count=3)
+            assert (await desk.send("booker", {"amount": 1}, conversation=fine)).ok
+            for name in bad[number:]:
+                assert not (await desk.send("booker", {"amount": 200}, conversation=name)).ok
+            assert (candidate_of(bus).decisions, candidate_of(bus).refusals) == ((3, 2) if not number else (5, 3))
+    async with open_bus(tmp_path / "home", policy=PATIENT) as bus:  # a larger share is counted from the beginning
+        await bus.activate(new, percent=60, max_refusals=0.5, over=2)
+        desk = await desk_of(bus)
+        (name,) = conversations(bus, 60, among=True, count=1)
+        assert not (await desk.send("booker", {"amount": 200}, conversation=name)).ok
+        assert (candidate_of(bus).decisions, candidate_of(bus).newest) == (1, 1)
+    async with open_bus(tmp_path / "home", policy=PATIENT) as bus:
+        assert (candidate_of(bus).decisions, candidate_of(bus).refusals) == (1, 1)
+
+
+async def test_a_limit_that_was_passed_when_the_process_died_is_found_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ended between the decision and the roll-back: no further message is decided by the candidate."""
+    new = write_constitution(tmp_path / "new", {"no": "admit if input.message.payload.never"}, revision="2")
+
+    async def cut_off(*_: object) -> None:
+        """As if the process had ended here."""
+
+    async with small_bus(tmp_path) as bus:
+        desk = await desk_of(bus)
+        await bus.activate(new, percent=50, max_refusals=0.5, over=2)
+        with monkeypatch.context() as patched:
+            patched.setattr(Charter, "_end", cut_off)
+            for name in conversations(bus, 50, among=True, count=2):
+                assert not (await desk.send("booker", {}, conversation=name)).ok
+    assert events(tmp_path / "home")[-1] == ("rolling_out", None)
+    async with open_bus(tmp_path / "home", policy=PATIENT) as bus:
+        assert bus.status().candidate is None
+    assert events(tmp_path / "home")[-1] == ("rolled_back", "refusals")
 
 
 @pytest.mark.parametrize(("point", "last"), [("policy.before_swap", "activated"), ("policy.after_swap", "rolling_out")])
