@@ -118,6 +118,8 @@ func checkFileKinds(src *source, r *report) {
 		hidden := strings.HasPrefix(file.path, ".") || strings.Contains(file.path, "/.")
 		switch {
 		case file.path == manifestFile, file.path == signaturesFile:
+		case isEditorFile(name):
+			r.add(problem{Message: editorMessage, File: file.path, Hint: editorHint})
 		case hidden || strings.HasPrefix(file.path, "-"):
 			r.add(problem{Message: "a hidden file or folder does not belong here", File: file.path, Hint: "remove it"})
 		case file.path == schemaFolder+dataFileName:

@@ -130,6 +130,8 @@ type request struct {
 	Coverage bool            `json:"coverage"`
 	Run      string          `json:"run"`
 	Warnings bool            `json:"warnings"`
+	Draft    bool            `json:"draft"`      // the folder is being written: leave out editors' files
+	Timeout  int64           `json:"timeout_us"` // what a live decision may take
 	Input    json.RawMessage `json:"input"`
 }
 

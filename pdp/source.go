@@ -57,11 +57,19 @@ func (s *source) file(name string) *sourceFile {
 // readSource reads a folder or a bundle. The problems are those for which no digest can be given; an error means that
 // there is nothing to read.
 func readSource(name string) (*source, []problem, error) {
+	return read(name, &collector{seen: map[string]bool{}})
+}
+
+// readDraft is readSource for a folder that is being written: it leaves out what an editor keeps there meanwhile.
+func readDraft(name string) (*source, []problem, error) {
+	return read(name, &collector{seen: map[string]bool{}, draft: true})
+}
+
+func read(name string, collected *collector) (*source, []problem, error) {
 	info, err := os.Stat(name)
 	if err != nil {
 		return nil, nil, &failure{Code: "not_found", Message: err.Error()}
 	}
-	collected := &collector{seen: map[string]bool{}}
 	kind := kindBundle
 	switch {
 	case info.IsDir():
@@ -108,6 +116,7 @@ type collector struct {
 	files    []sourceFile
 	bytes    int64
 	seen     map[string]bool
+	draft    bool // leave out editors' files
 	problems []problem
 }
 
@@ -118,6 +127,9 @@ func (c *collector) refuse(file, message, hint string) {
 // admit says whether a file of this name may be read.
 func (c *collector) admit(name string) (bool, error) {
 	switch {
+	case !pathPattern.MatchString(name) && isEditorFile(name):
+		c.refuse(name, editorMessage, editorHint)
+		return false, nil
 	case !pathPattern.MatchString(name):
 		c.refuse(name, fmt.Sprintf("the path %q has characters that a constitution's paths cannot have", name),
 			"use letters, digits, '.', '_', '-' and '/' only")
@@ -154,6 +166,10 @@ func (c *collector) take(name string, content io.Reader) error {
 }
 
 func (c *collector) refuseLink(name string) {
+	if isEditorFile(name) { // Emacs locks a file with a link
+		c.refuse(name, editorMessage, editorHint)
+		return
+	}
 	c.refuse(name, "it is a link or a special file", "put a copy of the file in its place")
 }
 
@@ -167,6 +183,9 @@ func (c *collector) folder(name string) error {
 	return fs.WalkDir(root.FS(), ".", func(name string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() {
 			return err
+		}
+		if c.draft && isEditorFile(name) {
+			return nil
 		}
 		if !entry.Type().IsRegular() {
 			c.refuseLink(name)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -36,6 +37,7 @@ const (
 type testAnswer struct {
 	Tests    []testResult   `json:"tests"`
 	Coverage []fileCoverage `json:"coverage,omitempty"`
+	Untested []string       `json:"untested"`          // listed rules without a test in their folder
 	BadRun   string         `json:"bad_run,omitempty"` // why `run` is no regular expression
 }
 
@@ -74,9 +76,13 @@ type fileCoverage struct {
 // and the input's schema: what passes here is what decides.
 func test(r request) (any, error) {
 	if _, err := regexp.Compile(r.Run); err != nil {
-		return testAnswer{Tests: []testResult{}, BadRun: err.Error()}, nil
+		return testAnswer{Tests: []testResult{}, Untested: []string{}, BadRun: err.Error()}, nil
 	}
-	src, problems, err := readSource(r.Path)
+	reading := readSource
+	if r.Draft {
+		reading = readDraft
+	}
+	src, problems, err := reading(r.Path)
 	if err != nil {
 		return nil, err
 	}
@@ -95,11 +101,24 @@ func test(r request) (any, error) {
 	if len(problems) > 0 {
 		return nil, invalid(problems)
 	}
-	answer := testAnswer{Tests: orEmpty(results)}
+	answer := testAnswer{Tests: orEmpty(results), Untested: c.rulesWithoutTests()}
 	if run.covered != nil {
 		answer.Coverage = c.coverage(run.covered.Report(c.modules))
 	}
 	return answer, nil
+}
+
+// rulesWithoutTests names the listed rules that have no test in their folder.
+func (c *constitution) rulesWithoutTests() []string {
+	tested := map[string]bool{}
+	for name, module := range c.tests {
+		for _, rule := range module.Rules {
+			if strings.HasPrefix(rule.Head.Ref()[0].String(), tester.TestPrefix) {
+				tested[path.Dir(name)+"/"] = true
+			}
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(orEmpty(c.rules)), func(rule string) bool { return tested[rulesFolder+rule+"/"] })
 }
 
 // test compiles rules and tests together and runs the test_ rules.

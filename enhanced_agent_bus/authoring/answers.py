@@ -86,6 +86,7 @@ class Tested:
 
     tests: tuple[RuleTest, ...]
     coverage: tuple[FileCoverage, ...]
+    untested: tuple[str, ...] = ()  # listed rules without a test in their folder
 
     @property
     def ok(self) -> bool:
@@ -105,7 +106,7 @@ class Tested:
             FileCoverage(file["file"], file["covered"], file["total"], tuple(file["uncovered_rows"] or ()))
             for file in answer.get("coverage") or ()
         )
-        return cls(tuple(map(RuleTest.of, answer["tests"])), coverage)
+        return cls(tuple(map(RuleTest.of, answer["tests"])), coverage, tuple(answer.get("untested") or ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,11 +158,15 @@ class RuleAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """One question, rule by rule. `decision` is None when it is undefined, or broken."""
+    """One question, rule by rule. `decision` is None when it is undefined, or broken.
+
+    `took_us` is how long the decision took, or how long it was waited for.
+    """
 
     decision: Mapping[str, Json] | None
     rules: tuple[RuleAnswer, ...]
     broken: Broken | None = None
+    took_us: int = 0
 
     @property
     def allow(self) -> bool:
@@ -172,4 +177,4 @@ class Explained:
     def of(cls, answer: Mapping[str, Json]) -> Explained:
         """As the worker says it."""
         rules = tuple(map(RuleAnswer.of, answer["rules"]))
-        return cls(answer["decision"], rules, Broken.of(answer["error"]))
+        return cls(answer["decision"], rules, Broken.of(answer["error"]), answer.get("took_us", 0))

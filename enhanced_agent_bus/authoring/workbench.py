@@ -45,19 +45,23 @@ class Workbench:
         """Writes the bundle with this token as its signature; returns its hash. Raises: ConstitutionRejected."""
         return await self._engine.sign(path, out, token)
 
-    async def test(self, path: Path, *, run: str = "") -> Tested:
+    async def test(self, path: Path, *, run: str = "", draft: bool = False) -> Tested:
         """Runs the tests, or those whose full name this regular expression (RE2) finds.
 
+        A draft is a folder that somebody is writing: what an editor keeps there meanwhile is left out.
         Raises: ConstitutionRejected, when it does not compile; BadPattern.
         """
-        answer = await self._engine.test(path, coverage=True, run=run)
+        answer = await self._engine.test(path, coverage=True, run=run, draft=draft)
         if answer.get("bad_run"):
             raise BadPattern(answer["bad_run"])
         return Tested.of(answer)
 
-    async def explain(self, path: Path, document: bytes) -> Explained:
-        """How each rule answers this input. Raises: ConstitutionRejected; BusError, when it cannot be evaluated."""
-        return Explained.of(await self._engine.explain(path, document))
+    async def explain(self, path: Path, document: bytes, timeout_seconds: float = 0.0) -> Explained:
+        """How each rule answers this input; the decision may take as long as a live one, or 2 s.
+
+        Raises: ConstitutionRejected; BusError, when it cannot be evaluated.
+        """
+        return Explained.of(await self._engine.explain(path, document, timeout_seconds))
 
 
 @asynccontextmanager

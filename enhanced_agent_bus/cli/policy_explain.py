@@ -13,7 +13,7 @@ import typer
 from enhanced_agent_bus.cli import faults
 from enhanced_agent_bus.cli.author import HIDDEN, at_workbench, place, short, show_step
 from enhanced_agent_bus.cli.render import compact, echo, print_json, print_table, safe
-from enhanced_agent_bus.cli.session import session_of
+from enhanced_agent_bus.cli.session import Session, session_of
 from enhanced_agent_bus.cli.verdicts import Verdict, rules_that_write, verdict_of
 
 if TYPE_CHECKING:
@@ -50,19 +50,41 @@ def explain(
 
     session = session_of(context)
     question = find_question(session, message, constitution, payload=payload)
-    explained = at_workbench(lambda bench: bench.explain(question.constitution, question.document))
+    limit = _live_limit(session)
+    explained = at_workbench(lambda bench: bench.explain(question.constitution, question.document, limit))
     verdict = verdict_of(explained, json.loads(question.document))
     if (problem := verdict.problem) is not None and not problem.rules:
         written = at_workbench(lambda bench: rules_that_write(bench, question.constitution, problem.part))
         verdict = dataclasses.replace(verdict, problem=dataclasses.replace(problem, rules=written))
     hide = question.hide_content
     if session.json:
-        print_json(_document(explained, verdict, hide=hide) | {"message": message})
+        print_json(_document(explained, verdict, hide=hide) | {"message": message} | _timing(explained, limit))
     else:
         _show(explained, verdict, hide=hide)
+        if late := _late(explained, limit):
+            echo(late)
         for note in question.notes:
             echo(f"note: {safe(note)}")
     return faults.DONE if verdict.word != "refuse" else faults.FOUND
+
+
+def _live_limit(session: Session) -> float:
+    """Seconds that the bus of this home gives a decision."""
+    from enhanced_agent_bus.settings import load_settings
+
+    return load_settings(session.home).policy.timeout_seconds
+
+
+def _timing(explained: Explained, limit: float) -> dict[str, Any]:
+    return {"took_us": explained.took_us, "timeout_seconds": limit, "too_slow": explained.took_us > limit * 1e6}
+
+
+def _late(explained: Explained, limit: float) -> str:
+    """What becomes of a decision that takes so long, where it would not be waited for."""
+    if explained.took_us <= limit * 1e6:
+        return ""
+    took = f"the decision took {explained.took_us / 1e6:.2g} s here"
+    return f"note: {took}; a live one is refused after {limit:g} s (policy.timeout_seconds)"
 
 
 # --- as JSON -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import sys
 import time
 from pathlib import Path
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from enhanced_agent_bus.errors import ConstitutionRejected
 
 POLL_SECONDS: Final = 0.3
+SETTLE_SECONDS: Final = 0.1  # an editor replaces a file in steps: it is read when nothing changed for so long
+#: What editors keep beside the file that is being written; the worker knows the same names (pdp/editors.go).
+EDITORS: Final = re.compile(r"\..*\.sw[a-z]|\.#.*|#.*#|.*~|4913|\..*\.kate-swp|.*___jb_(tmp|old)___")
 NO_TESTS: Final = "there are no tests: a file <rule>_test.rego in package bus.rules.<rule>_test holds them"
 
 
@@ -82,11 +86,11 @@ def run_tests(
     return faults.DONE if wanted.done(tested) else faults.FOUND
 
 
-async def _tested(bench: Workbench, wanted: Wanted) -> Tested:
+async def _tested(bench: Workbench, wanted: Wanted, *, draft: bool = False) -> Tested:
     from enhanced_agent_bus.authoring.workbench import BadPattern
 
     try:
-        return await bench.test(wanted.path, run=wanted.run)
+        return await bench.test(wanted.path, run=wanted.run, draft=draft)
     except BadPattern as error:
         remedy = "write one as RE2 takes it: `quiet_hours`, `test_no_.*`"
         raise CliError(f"--run {wanted.run!r} is no regular expression: {error}", remedy=remedy) from None
@@ -110,6 +114,10 @@ def _show(tested: Tested, wanted: Wanted) -> None:
     echo()
     for line in _summary(tested, wanted):
         echo(line)
+    if tested.untested and not wanted.run:
+        names = ", ".join(tested.untested)
+        hint = "`eab policy testgen ID --rule RULE` makes one of a recorded decision"
+        echo(f"note: no test in the folder of {safe(names)}; {hint}")
 
 
 def _show_coverage(tested: Tested) -> None:
@@ -172,6 +180,9 @@ async def _watch(bench: Workbench, wanted: Wanted, session: Session) -> None:
     while True:
         now = fingerprint(wanted.path)
         if now != seen:
+            await asyncio.sleep(SETTLE_SECONDS)
+            if fingerprint(wanted.path) != now:
+                continue
             seen = now
             await _run_once(bench, wanted, session)
             sys.stdout.flush()  # whoever reads it through a pipe wants to see it now
@@ -183,7 +194,7 @@ async def _run_once(bench: Workbench, wanted: Wanted, session: Session) -> None:
     from enhanced_agent_bus.errors import ConstitutionRejected
 
     try:
-        tested = await _tested(bench, wanted)
+        tested = await _tested(bench, wanted, draft=True)
     except ConstitutionRejected as error:
         _show_rejected(error, session)
         return
@@ -207,10 +218,12 @@ def _show_rejected(error: ConstitutionRejected, session: Session) -> None:
 
 
 def fingerprint(path: Path) -> object:
-    """Equal as long as no file has changed, come or gone."""
+    """Equal as long as no file has changed, come or gone; an editor's own do not count."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     found = []
     for file in files:
+        if EDITORS.fullmatch(file.name):
+            continue
         try:
             state = file.stat()
         except OSError:

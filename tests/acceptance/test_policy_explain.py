@@ -476,3 +476,26 @@ admit if input.message.priority > count(input.sender.roles) + 7
     _, explained = answer(capsys, "policy", "explain", record["message_id"], "--payload")
     assert "zebra" in json.dumps(explained)
     assert len(log(home, "access")) == 1
+
+
+def test_a_decision_that_a_live_bus_would_not_wait_for_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What an explanation may take is not what a live decision may: the home's own limit is what counts."""
+    monkeypatch.chdir(tmp_path)
+    policies = write_constitution(tmp_path / "policies", {"fine": "admit if input.message.payload.n > 0"})
+    (tmp_path / "message.json").write_text(
+        json.dumps({"message": {"payload": {"n": 1}}, "sender": {"id": "a"}, "recipient": {"id": "b"}})
+    )
+    explain = ["policy", "explain", "message.json", "--constitution", str(policies)]
+    monkeypatch.setenv("EAB_POLICY__TIMEOUT_SECONDS", "60")
+    status, quick = answer(capsys, *explain)
+    assert (status, quick["timeout_seconds"], quick["too_slow"]) == (0, 60, False)
+    assert quick["took_us"] > 0
+    monkeypatch.setenv("EAB_POLICY__TIMEOUT_SECONDS", "0.000001")
+    status, slow = answer(capsys, *explain)
+    assert (status, slow["verdict"], slow["too_slow"]) == (0, "allow", True)
+    assert run_command(explain) == 0
+    said = capsys.readouterr().out
+    assert "note: the decision took " in said
+    assert "a live one is refused after 1e-06 s (policy.timeout_seconds)" in said

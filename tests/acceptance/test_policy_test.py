@@ -296,6 +296,61 @@ def test_watch_as_json_is_a_document_a_run(policies: Path) -> None:
         assert process.wait(timeout=WAIT_SECONDS) == 130
 
 
+#: What Vim, Emacs, Kate and JetBrains keep beside a file that is being written.
+EDITORS: Final = (
+    ".main.rego.swp",
+    ".main.rego.swx",
+    "main.rego~",
+    "#main.rego#",
+    "4913",
+    ".main.rego.kate-swp",
+    "main.rego___jb_tmp___",
+)
+
+
+@pytest.mark.timeout(4 * WAIT_SECONDS)
+def test_watch_does_not_mind_an_editor(policies: Path) -> None:
+    """Its files come and go without a run, and the next run is not the worse for one that is there."""
+    rule = policies / "bus/rules/small/small.rego"
+    with watching(policies) as process:
+        assert "1 test passed" in next_run(process)[-1]
+        for name in EDITORS:
+            (rule.parent / name).write_bytes(b"\0")
+        (rule.parent / ".#small.rego").symlink_to("somebody@somewhere.1234")
+        rule.write_text(rule.read_text() + "\n# said anew\n")
+        assert len(shown := next_run(process)) == 1, shown
+        assert "1 test passed, 0 failed" in shown[-1]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=WAIT_SECONDS) == 130
+
+
+@pytest.mark.parametrize("name", [*EDITORS[:5], ".#main.rego"])
+def test_an_editors_file_is_named_as_one(name: str, policies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing but the parts of a constitution belongs in one; what it is and what to do is said."""
+    if name.startswith(".#"):
+        (policies / "bus" / name).symlink_to("somebody@somewhere.1234")
+    else:
+        (policies / "bus" / name).write_bytes(b"\0")
+    assert run_command(["policy", "check", str(policies)]) == 1
+    said = capsys.readouterr().out
+    assert f"bus/{name}: it looks like an editor's own file" in said
+    assert "close the editor and delete what it left" in said
+
+
+def test_rules_without_a_test_are_named(policies: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A note, and no failure; a test file without a test is none."""
+    status, tested = answer(capsys, str(policies))
+    assert (status, tested["untested"]) == (0, ["spoken"])
+    (policies / "bus/rules/spoken/spoken_test.rego").write_text("package bus.rules.spoken_test\n\nhelper := 1\n")
+    assert run_command(["policy", "test", str(policies)]) == 0
+    assert "note: no test in the folder of spoken" in capsys.readouterr().out
+    (policies / "bus/rules/spoken/spoken_test.rego").write_text(
+        'package bus.rules.spoken_test\n\ntest_it if data.bus.rules.spoken.admit with input as {"message": {}}\n'
+    )
+    assert run_command(["policy", "test", str(policies)]) == 0
+    assert "note:" not in capsys.readouterr().out
+
+
 def test_watch_wants_something_to_watch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder that is not there is a mistake and not something to wait for."""
     assert run_command(["policy", "test", str(tmp_path / "nowhere"), "--watch"]) == 2
