@@ -60,7 +60,7 @@ COMMON: Final = frozenset({"orjson", "pydantic"})
 THIRD_PARTY: Final[dict[str, frozenset[str]]] = {
     "engines": frozenset({"cachetools", "h11", "httpx"}),
     "ledger": frozenset({"cryptography"}),
-    "audit": frozenset({"cryptography"}),
+    "audit": frozenset({"cryptography", "pyarrow"}),
     "authoring": frozenset({"cryptography"}),
     "cli": frozenset({"rich", "typer"}),
     "bench": frozenset({"autogen_core", "cryptography", "faststream", "httpx", "rich", "taskiq", "vaara"}),

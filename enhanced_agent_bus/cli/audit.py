@@ -1,4 +1,4 @@
-"""`eab audit`: verify, checkpoint and export; reading the log is in `audit_read`. Reads only."""
+"""`eab audit`: verify and checkpoint; reading is in `audit_read`, exporting in `audit_export`. Reads only."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from enhanced_agent_bus.cli import audit_read, faults
+from enhanced_agent_bus.cli import audit_export, audit_read, faults
 from enhanced_agent_bus.cli.faults import CliError
-from enhanced_agent_bus.cli.render import counted, echo, print_json, print_pairs, safe
+from enhanced_agent_bus.cli.render import counted, print_json, print_pairs
 from enhanced_agent_bus.cli.session import Json, Session, session_of
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Read, search, verify and export the log.", rich_markup_mode=None)
 audit_read.add_to(app)
+audit_export.add_to(app)
 
 
 # --- verifying -----------------------------------------------------------------------------------------------------
@@ -150,34 +151,3 @@ def checkpoint(context: typer.Context) -> None:
         print_json({"origin": text.partition("\n")[0], "size": note.size, "root": note.root.hex(), "note": text})
     else:
         sys.stdout.write(text)
-
-
-@app.command()
-def export(
-    context: typer.Context,
-    *,
-    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Else standard output.")] = None,
-) -> None:
-    """Write every stored record, byte for byte, one a line.
-
-    Example: eab audit export -o log.jsonl
-    """
-    from enhanced_agent_bus.cli.reading_log import stored_records
-
-    session = session_of(context)
-    home = session.existing_home()
-    if output is None:
-        sys.stdout.flush()
-        for body in stored_records(home):
-            sys.stdout.buffer.write(body + b"\n")
-        sys.stdout.buffer.flush()
-        return
-    count = 0
-    with output.open("wb") as file:
-        for body in stored_records(home):
-            file.write(body + b"\n")
-            count += 1
-    if session.json:
-        print_json({"file": str(output), "records": count})
-    else:
-        echo(f"wrote {counted(count, 'record')} to {safe(output)}")

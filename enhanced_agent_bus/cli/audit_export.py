@@ -1,0 +1,126 @@
+"""`eab audit export`: the log, or a part of it, in a format that others read. `--payload` is recorded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from enhanced_agent_bus.cli.faults import CliError
+from enhanced_agent_bus.cli.render import counted, echo, print_json, safe
+from enhanced_agent_bus.cli.session import note_access, session_of
+
+if TYPE_CHECKING:
+    from enhanced_agent_bus.audit.formats.row import Origin, Row
+
+    Line = Callable[[Row, Origin], bytes | None]
+
+
+class Format(StrEnum):
+    """What an export is written as."""
+
+    JSONL = "jsonl"
+    PARQUET = "parquet"
+    OPA = "opa"
+    OCSF = "ocsf"
+    CLOUDEVENTS = "cloudevents"
+    OTEL = "otel"
+
+
+#: What the records of a format are called when they are counted.
+_ONE_OF: Final = {Format.OPA: "decision"}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Makes the command known."""
+    app.command()(export)
+
+
+def export(
+    context: typer.Context,
+    *,
+    format: Annotated[Format, typer.Option("--format", help="What it is written as.")] = Format.JSONL,
+    output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Else standard output.")] = None,
+    since: Annotated[str | None, typer.Option(metavar="TIME", help="Not before (RFC 3339).")] = None,
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="Before (RFC 3339).")] = None,
+    payload: Annotated[
+        bool, typer.Option("--payload", help="With what stands apart from decisions; recorded.")
+    ] = False,
+) -> None:
+    """Write the log, one record a line.
+
+    jsonl is every stored record byte for byte, and the only one that `eab audit verify` reads. The others are the same
+    records for other systems: a table (parquet), OPA's decision log events, OCSF, CloudEvents, OpenTelemetry logs.
+
+    Example: eab audit export --format opa -o decisions.jsonl
+    """
+    from enhanced_agent_bus.cli.reading_export import exported_rows
+
+    session = session_of(context)
+    home = session.existing_home()
+    if format is Format.JSONL and payload:
+        remedy = "`--format cloudevents --payload` has each record with its payload"
+        raise CliError("jsonl is the stored bytes, and payloads are not among them", remedy=remedy)
+    rows = exported_rows(home, since=since, until=until, content=payload)
+    if payload:
+        bounds = [f" {name} {time}" for name, time in (("since", since), ("until", until)) if time is not None]
+        note_access(session, "audit export", f"decisions{''.join(bounds)}")
+    if format is Format.PARQUET:
+        count = _write_table(rows, output, content=payload)
+    else:
+        count = _write_lines(_lines(rows, format, home), output)
+    if output is None:
+        return
+    if session.json:
+        print_json({"file": str(output), "format": format.value, "records": count})
+    else:
+        echo(f"wrote {counted(count, _ONE_OF.get(format, 'record'))} to {safe(output)}")
+
+
+def _lines(rows: Iterable[Row], format: Format, home: Path) -> Iterator[bytes]:
+    if format is Format.JSONL:
+        return (row.body for row in rows)
+    from enhanced_agent_bus import __version__
+    from enhanced_agent_bus.audit.formats import cloudevents, ocsf, opa, otel
+    from enhanced_agent_bus.audit.formats.row import Origin
+    from enhanced_agent_bus.settings import load_settings
+
+    origin = Origin(__version__, load_settings(home).policy.bundle)
+    line: Line = {
+        Format.OPA: opa.line,
+        Format.OCSF: ocsf.line,
+        Format.CLOUDEVENTS: cloudevents.line,
+        Format.OTEL: otel.line,
+    }[format]
+    return (found for row in rows if (found := line(row, origin)) is not None)
+
+
+def _write_lines(lines: Iterable[bytes], output: Path | None) -> int:
+    if output is None:
+        sys.stdout.flush()
+        for line in lines:
+            sys.stdout.buffer.write(line + b"\n")
+        sys.stdout.buffer.flush()
+        return 0
+    count = 0
+    with output.open("wb") as file:
+        for line in lines:
+            file.write(line + b"\n")
+            count += 1
+    return count
+
+
+def _write_table(rows: Iterable[Row], output: Path | None, *, content: bool) -> int:
+    from enhanced_agent_bus.audit.formats import parquet
+
+    if output is None:
+        raise CliError("Parquet is no text for a terminal or a pipe", remedy="name a file with -o FILE")
+    try:
+        return parquet.write(rows, output, content=content)
+    except ImportError:
+        remedy = "pip install 'opa-agent-bus[parquet]'"
+        raise CliError("Parquet is written by pyarrow, which is not installed", remedy=remedy, code="extra") from None
