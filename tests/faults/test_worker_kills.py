@@ -253,9 +253,9 @@ async def test_a_worker_that_stands_still_while_it_loads_is_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Loading may take long; a worker that does not even say that it lives is ended before that time is over."""
-    monkeypatch.setattr("enhanced_agent_bus.engines.worker.PROBE_SECONDS", 0.2)
     program, starts = fake(tmp_path, "pass")
     engine = await WorkerEngine.start(program, workers=1)
+    monkeypatch.setattr("enhanced_agent_bus.engines.worker.PROBE_SECONDS", 0.2)
     try:
         with pytest.raises(WorkerLostError, match="did not answer stats"):
             await asyncio.wait_for(engine.load(write_constitution(tmp_path / "policies")), SECONDS)
