@@ -1,11 +1,12 @@
-"""The progress bar of a run: on a terminal only, and never in what a program reads."""
+"""How far a run or a search is: on a terminal only, and never in what a program reads."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from enhanced_agent_bus.cli.render import console, echo
 
@@ -14,6 +15,10 @@ if TYPE_CHECKING:
     from enhanced_agent_bus.cli.lines import LineReader
 
 REFRESH_SECONDS: Final = 0.1
+#: What takes less is done before anybody asks how far it is.
+UNTOLD_SECONDS: Final = 0.5
+
+T = TypeVar("T")
 
 
 class Progress:
@@ -58,3 +63,41 @@ class Progress:
             self._bar.console.print(line, style="yellow")
         else:
             echo(line, error=True)
+
+
+class Scanning:
+    """Says which share of a log has been read, and how much was found, until there is something to show."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._shown = not quiet and sys.stderr.isatty()
+        self._next = time.monotonic() + UNTOLD_SECONDS
+        self._status: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop()
+
+    def update(self, share: float, found: int) -> None:
+        """Called now and then; draws a few times a second."""
+        now = time.monotonic()
+        if not self._shown or now < self._next:
+            return
+        self._next = now + REFRESH_SECONDS
+        if self._status is None:
+            self._status = console(error=True).status("")
+            self._status.start()
+        self._status.update(f"{min(share, 1.0):.0%} of the log: {found} found")
+
+    def until_first(self, found: Iterable[T]) -> Iterator[T]:
+        """Passes on what is found; from the first on the terminal belongs to that."""
+        for one in found:
+            self._stop()
+            self._shown = False
+            yield one
+
+    def _stop(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+            self._status = None

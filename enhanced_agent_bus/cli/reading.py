@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from enhanced_agent_bus.audit.query import BadQuery, time_of
 from enhanced_agent_bus.audit.verify import open_database
 from enhanced_agent_bus.authoring.documents import Known, Surroundings
 from enhanced_agent_bus.cli.faults import CliError, unknown_id
@@ -286,10 +287,8 @@ def content_at(connection: sqlite3.Connection, seq: int) -> dict[str, Json]:
 
 
 def record_time(text: str) -> str:
-    """As records write it, so that texts can be compared."""
+    """A time, or how long ago (`24h`), as records write it, so that texts can be compared. Raises: CliError."""
     try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise CliError(f"{text!r} is no time", remedy="write it as 2026-11-21T09:00:00Z") from None
-    time = time if time.tzinfo is not None else time.replace(tzinfo=UTC)
-    return time.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+        return time_of(text, datetime.now(UTC))
+    except BadQuery as error:
+        raise CliError(error.message, remedy=error.remedy) from None

@@ -1,31 +1,47 @@
-"""What reading commands find in the log of a home. Read-only."""
+"""What reading commands find in the log of a home. Read-only.
+
+A long log is read a page at a time, each page with a connection and a short transaction of its own: memory stays as it
+is, and a bus may be opened, write on and be closed meanwhile. Not here: what a query means (`audit/query.py`).
+"""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
+from typing import Final
 
-from enhanced_agent_bus.cli.reading import (
-    BY_SEQ,
-    OF_MESSAGE,
-    PAGE_ROWS,
-    TEXTS,
-    content_at,
-    database,
-    one,
-    record_time,
-)
+from enhanced_agent_bus.audit.query import BadQuery, Query, Term, parse, time_of
+from enhanced_agent_bus.cli.faults import CliError
+from enhanced_agent_bus.cli.reading import BY_SEQ, OF_MESSAGE, PAGE_ROWS, TEXTS, content_at, database, one
 from enhanced_agent_bus.cli.session import Json
 from enhanced_agent_bus.ledger import sql
 
+SCAN_ROWS: Final = 4000
+SEQ_DIGITS_MAX: Final = 18  # SQLite takes no more
+SEQ_MAX: Final = float(1 << 53)
+_LAST: Final = "SELECT coalesce(max(seq), -1) FROM records"
+_PAGE: Final = "SELECT seq, body FROM records WHERE seq BETWEEN ? AND ?"
+_OF_MESSAGE_BETWEEN: Final = "SELECT seq, body FROM records WHERE message_id = ? AND seq BETWEEN ? AND ? ORDER BY seq"
 
-def stored_records(home: Path) -> Iterator[bytes]:
-    """Every record as it is stored, in order. Raises: StoreCorrupt."""
+Told = Callable[[float, int], None]
+
+
+def stored_records(home: Path, told: Told | None = None) -> Iterator[bytes]:
+    """Every record as it is stored, in order, up to the last that there was at the beginning. Raises: StoreCorrupt."""
     with database(home) as connection:
-        for (body,) in connection.execute("SELECT body FROM records ORDER BY seq"):
+        last = one(connection, _LAST)
+    for first in range(0, last + 1, SCAN_ROWS):
+        with database(home) as connection:
+            page = connection.execute(f"{_PAGE} ORDER BY seq", (first, min(first + SCAN_ROWS - 1, last))).fetchall()
+        for _, body in page:
             yield bytes(body)
+        if told is not None:
+            told((first + SCAN_ROWS) / (last + 1), first + len(page))
 
 
 def newest_records(home: Path, number: int) -> list[dict[str, Json]]:
@@ -42,43 +58,140 @@ def records_from(home: Path, seq: int) -> list[dict[str, Json]]:
     return [json.loads(body) for _, body in found]
 
 
-def search_records(
-    home: Path, words: Sequence[str], *, since: str | None = None, until: str | None = None, number: int = 100
-) -> list[dict[str, Json]]:
-    """The newest `number` records that every word matches, oldest first. Raises: CliError, for a time that is none."""
-    first, last = (None if text is None else record_time(text) for text in (since, until))
-    # Every value stands in the record's bytes, so SQLite throws out most of them before they are parsed.
-    parts = [word.partition(":")[2] or word for word in words]
-    needles = [json.dumps(part)[1:-1].encode() for part in parts]
-    condition = " AND ".join(["instr(body, ?)"] * len(needles)) or "1"
-    query = f"SELECT body FROM records WHERE {condition} ORDER BY seq DESC"  # noqa: S608  only question marks
-    found: list[dict[str, Json]] = []
-    with database(home) as connection:
-        for (body,) in connection.execute(query, needles):
-            record: dict[str, Json] = json.loads(body)
-            if (first is not None and record["at"] < first) or (last is not None and record["at"] >= last):
-                continue
-            if all(_matches(record, word) for word in words):
-                found.append(record)
-                if len(found) >= number:
-                    break
-    return found[::-1]
+# --- looking for records -------------------------------------------------------------------------------------------
 
 
-def _matches(record: Mapping[str, Json], word: str) -> bool:
-    name, separator, value = word.partition(":")
-    if separator and name == "rule":
-        return any(reason.get("rule") == value for reason in record.get("reasons") or ())
-    if separator and name in record:
-        return str(record[name]) == value
-    return word in json.dumps(record, ensure_ascii=False)
+def query_of(words: Sequence[str], *, since: str | None = None, until: str | None = None) -> Query:
+    """What was typed. Raises: CliError."""
+    try:
+        now = datetime.now(UTC)
+        query = parse(words, now=now)
+        times = [None if text is None else time_of(text, now) for text in (since, until)]
+    except BadQuery as error:
+        raise CliError(error.message, remedy=error.remedy) from None
+    first = max(filter(None, (query.since, times[0])), default=None)
+    return Query(query.terms, first, min(filter(None, (query.until, times[1])), default=None))
+
+
+class Search:
+    """The records of a home that a query finds, up to the last that there was at the beginning."""
+
+    def __init__(self, home: Path, query: Query, *, size: int | None = None, told: Told | None = None) -> None:
+        """Looks at the first `size` records, or at all; `told` hears now and then which share, and how many it found.
+
+        Raises: StoreCorrupt; CliError, when the log is shorter than `size`.
+        """
+        self._home = home
+        self._query = query
+        self._told = told
+        with database(home) as connection:
+            #: Of the log that is looked at.
+            self.size: int = one(connection, _LAST) + 1
+            if size is not None and size > self.size:
+                remedy = "name a size that the log has had, as its checkpoints do"
+                raise CliError(f"the log has {self.size} records, not {size}", remedy=remedy)
+            self.size = self.size if size is None else size
+            first, last = _bounds(query.terms, self.size - 1)
+            if query.since is not None:
+                first = max(first, _first_at(connection, self.size, query.since))
+            if query.until is not None:
+                last = min(last, _first_at(connection, self.size, query.until) - 1)
+        self._first, self._last = first, last
+
+    def oldest(self) -> Iterator[dict[str, Json]]:
+        """What is found, the oldest first."""
+        return self._found(range(self._first, self._last + 1, SCAN_ROWS), "ASC")
+
+    def newest(self) -> Iterator[dict[str, Json]]:
+        """What is found, the newest first."""
+        return self._found(reversed(range(self._first, self._last + 1, SCAN_ROWS)), "DESC")
+
+    def newest_in_order(self, number: int) -> Iterator[dict[str, Json]]:
+        """The newest `number` of what is found, the oldest of them first; in memory are only their seqs."""
+        seqs = array("q", (record["seq"] for record in islice(self.newest(), number)))
+        while seqs:
+            page, seqs = seqs[: -PAGE_ROWS - 1 : -1], seqs[:-PAGE_ROWS]
+            with database(self._home) as connection:
+                bodies = [one(connection, BY_SEQ, (seq,)) for seq in page]
+            yield from (json.loads(body) for body in bodies)
+
+    def _found(self, firsts: Iterator[int] | range, order: str) -> Iterator[dict[str, Json]]:
+        condition, values = _condition(self._query)
+        text = f"{_PAGE}{condition} ORDER BY seq {order}"
+        name = _message_id(self._query)
+        if name is not None:  # there is an index: all in one page
+            firsts, text, values = iter([self._first]), _OF_MESSAGE_BETWEEN, []
+            if order == "DESC":
+                text += " DESC"
+        count = found = 0
+        for first in firsts:
+            last = min(first + SCAN_ROWS - 1, self._last) if name is None else self._last
+            between = (first, last) if name is None else (name, first, last)
+            with database(self._home) as connection:
+                page = connection.execute(text, (*between, *values)).fetchall()
+            for _, body in page:
+                record = self._query.read(body)
+                if record is not None:
+                    found += 1
+                    yield record
+            count += SCAN_ROWS
+            if self._told is not None:
+                self._told(count / max(1, self._last - self._first + 1), found)
+
+
+def _condition(query: Query) -> tuple[str, list[object]]:
+    """What SQLite can throw out without parsing, in SQL of our own making and values."""
+    kind = query.exactly("kind")
+    parts: list[tuple[str, str | bytes]] = [] if kind is None else [("kind = ?", kind)]
+    parts += [("instr(body, ?)", needle) for needle in query.needles if kind is None or needle != f'"{kind}"'.encode()]
+    return "".join(f" AND {part}" for part, _ in parts), [value for _, value in parts]
+
+
+def _message_id(query: Query) -> str | None:
+    """The one message that the records which are looked for can be about, if the query says so."""
+    for field in ("message_id", "message", "id"):
+        if (name := query.exactly(field)) is not None:
+            return name
+    decision = query.exactly("decision_id") or query.exactly("decision")
+    return decision.partition("#")[0] if decision is not None else None
+
+
+def _bounds(terms: Sequence[Term], last: int) -> tuple[int, int]:
+    """The first and the last seq that conditions on it leave."""
+    first = 0
+    for term in terms:
+        if term.field != "seq" or term.negated or not (term.compare or term.value.isdecimal()):
+            continue
+        number = min(max(float(term.value), -1.0), SEQ_MAX)
+        if term.compare in (">=", ">", ""):
+            first = max(first, int(number))
+        if term.compare in ("<=", "<", ""):
+            last = min(last, int(number))
+    return first, last
+
+
+def _first_at(connection: sqlite3.Connection, size: int, since: str) -> int:
+    """The first seq that is not older than a time; records are in the order of their times."""
+    low, high = 0, size
+    while low < high:
+        middle = (low + high) // 2
+        body = one(connection, BY_SEQ, (middle,))
+        if body is not None and json.loads(body)["at"] < since:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+# --- one of them ---------------------------------------------------------------------------------------------------
 
 
 def records_named(home: Path, name: str, *, content: bool) -> list[dict[str, Json]]:
     """A record by seq, or those of a message or decision; with `content` also what stands apart from each."""
     with database(home) as connection:
         if name.isdecimal():
-            found = [json.loads(body) for (body,) in connection.execute(BY_SEQ, (int(name),))]
+            seq = int(name) if len(name) <= SEQ_DIGITS_MAX else -1
+            found = [json.loads(body) for (body,) in connection.execute(BY_SEQ, (seq,))]
         else:
             message_id, _, decision = name.partition("#")
             records = [json.loads(body) for (body,) in connection.execute(OF_MESSAGE, (message_id,))]

@@ -152,7 +152,7 @@ class Deliberating:
             "roles": list(approver.roles),
             "why": refusal.message,
         }
-        await self._desk.write(Entry("approval", fields, message_id=fields["message_id"] if parcel else None))
+        await self._desk.write(Entry("approval", fields, message_id=fields["message_id"]))
         if missing:
             raise KeyError(refusal.message)
         raise BusError(
