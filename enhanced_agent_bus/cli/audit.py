@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from enhanced_agent_bus.cli import audit_export, audit_read, faults
+from enhanced_agent_bus.cli import audit_collect, audit_export, audit_read, faults
 from enhanced_agent_bus.cli.faults import CliError
 from enhanced_agent_bus.cli.render import counted, print_json, print_pairs
 from enhanced_agent_bus.cli.session import Json, Session, session_of
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Read, search, verify and export the log.", rich_markup_mode=None)
 audit_read.add_to(app)
 audit_export.add_to(app)
+audit_collect.add_to(app)
 
 
 # --- verifying -----------------------------------------------------------------------------------------------------
