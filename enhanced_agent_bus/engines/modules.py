@@ -1,7 +1,6 @@
 """Whether a server has the modules of a constitution, by the hashes of their texts.
 
-Not here: data. A server that evaluates the same modules on other data under the same revision is not found out:
-hence the weakening `policy_server_trusted`.
+Not here: data (basedata.py).
 """
 
 from __future__ import annotations

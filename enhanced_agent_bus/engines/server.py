@@ -16,11 +16,12 @@ import ssl
 from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import httpx
 
 from enhanced_agent_bus.engines.access import Token, place_of, tls_context
+from enhanced_agent_bus.engines.basedata import DATA_BYTES_MAX, data_of, defined, same_data
 from enhanced_agent_bus.engines.breaker import Breaker
 from enhanced_agent_bus.engines.http1 import OneAnswerTransport
 from enhanced_agent_bus.engines.modules import LIST_BYTES_MAX, Modules, modules_of, same
@@ -44,11 +45,12 @@ from enhanced_agent_bus.verdict import Answer
 DECISION: Final = "/v1/data/bus/decision?provenance=true&strict-builtin-errors=true"
 VERSION: Final = "/v1/data/bus/manifest?provenance=true"
 MODULES: Final = "/v1/policies"
+DATA: Final = "/v1/data/bus"  # without an input: data, and what rules say then
 HEALTH: Final = "/health"
 BUNDLES: Final = "/health?bundles"
 AT_ONCE_MAX: Final = 64  # questions on the way; a tenant takes no more than it leaves free
 QUESTION_BYTES_MAX: Final = 16 << 20  # as for the worker
-LOOK_SECONDS: Final = 1.0  # for a look at version and modules; so long does a silent server delay a start
+LOOK_SECONDS: Final = 1.0  # for a look at version, modules and data; so long does a silent server delay a start
 LOOK_AGAIN_SECONDS: Final = 60.0
 UNAUTHORIZED: Final = 401
 VERSION_MIN: Final = (1, 21, 3)
@@ -61,7 +63,9 @@ class _Known:
 
     revision: str
     modules: Modules
+    data: Any  # of `data.bus`; None: too large to compare
     differs: bool = False  # the server has other modules, or does not show them
+    data_differs: bool = False  # the modules are ours, and the data is not, or is not shown
     due: bool = True  # to be compared at the next answer
     looked_at: float = 0.0
 
@@ -167,6 +171,8 @@ class ServerEngine:
         decides = self._known.get(self._decided, newest)  # a candidate can be loaded, too
         if decides is not None and decides.differs:
             found.append("policy_server_modules")
+        if decides is not None and decides.data_differs:
+            found.append("policy_server_data")
         if decides is not None and decides.modules.take_schemas:
             found.append("policy_server_schemas")
         return found
@@ -297,22 +303,37 @@ class ServerEngine:
         return {"name": "server", "opa": version, "capabilities": capabilities, "url": self._shown_url}
 
     async def _look(self, known: _Known) -> None:
-        """Compares the server's modules with ours. What cannot be compared is a difference, silence is not."""
+        """Compares the server's modules and data with ours. What cannot be compared differs, silence does not."""
         known.due = False
         known.looked_at = self._loop.time()
         try:
             async with asyncio.timeout(LOOK_SECONDS):
-                status, listed = await self._get(MODULES, LIST_BYTES_MAX)
+                listed = await self._same_modules(known)
+                known.differs = listed is None
+                known.data_differs = listed is not None and not await self._same_data(known, listed)
         except (TimeoutError, httpx.HTTPError, OSError):
             known.due = True
-            return
-        except MalformedReplyError:
-            known.differs = True
-            return
+
+    async def _same_modules(self, known: _Known) -> bytes | None:
+        """The server's list of modules, where they are ours. Raises: TimeoutError, httpx.HTTPError, OSError."""
         try:
-            known.differs = status != OK or not await asyncio.to_thread(same, known.modules, listed)
+            status, listed = await self._get(MODULES, LIST_BYTES_MAX)
+            return listed if status == OK and await asyncio.to_thread(same, known.modules, listed) else None
         except MalformedReplyError:
-            known.differs = True
+            return None
+
+    async def _same_data(self, known: _Known, listed: bytes) -> bool:
+        """Raises: TimeoutError, httpx.HTTPError, OSError."""
+        if known.data is None:
+            return False
+        try:
+            status, found = await self._get(DATA, DATA_BYTES_MAX)
+            if status != OK:
+                return False
+            where = await asyncio.to_thread(defined, listed)
+            return await asyncio.to_thread(same_data, known.data, where, found)
+        except MalformedReplyError:
+            return False
 
     async def _get(self, path: str, bytes_max: int = BODY_BYTES_MAX) -> tuple[int, bytes]:
         """Status and body, on a connection of its own; a body that is not JSON counts as none.
@@ -358,13 +379,13 @@ class ServerEngine:
     async def load(self, path: Path) -> Loaded:
         """Makes a constitution ready here, and looks whether the server has it too. Raises: ConstitutionRejected."""
         loaded = await self._worker.load(path)
-        modules = await asyncio.to_thread(modules_of, path)
-        known = self._known[loaded.digest] = _Known(str(loaded.revision), modules)
+        modules, data = await asyncio.to_thread(lambda: (modules_of(path), data_of(path)))
+        known = self._known[loaded.digest] = _Known(str(loaded.revision), modules, data)
         with contextlib.suppress(TimeoutError, httpx.HTTPError, OSError, MalformedReplyError):
             async with asyncio.timeout(LOOK_SECONDS):
                 await self._read_version()
                 await self._look(known)
-        known.due = known.due or known.differs  # it may be about to fetch them
+        known.due = known.due or known.differs or known.data_differs  # it may be about to fetch them
         return loaded
 
     async def drop(self, digest: str) -> None:

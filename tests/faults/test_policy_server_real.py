@@ -1,11 +1,13 @@
 """A stock OPA server beside the bus: away, back, replaced, changed behind the bus's back; and what is named of it."""
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +21,21 @@ from tests.support import write_constitution
 Make = Callable[..., Path]
 RULES = {"few": 'code := "too_many"\n\nadmit if input.message.payload.n < 10'}
 TRUSTED = "policy_server_trusted"
+#: Documents of each kind that stand beside data.
+LISTS = """package bus.lists
+
+import data.bus.lists.names
+
+far.below := 1
+
+far.by[name] := 1 if some name in names
+
+some_of contains name if some name in names
+
+double(x) := x * 2
+
+default said := "nothing"
+"""
 
 
 @pytest.fixture
@@ -154,6 +171,32 @@ async def test_other_modules_under_the_same_revision_are_named(tmp_path: Path, o
         assert weakenings(bus) == {TRUSTED, "policy_server_modules"}
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"most": 10, "on": True},
+        {"most": 100, "on": True},
+        {"most": 10, "on": 1},
+        {"most": 10},
+        {"most": 10, "on": True, "code": "x"},
+    ],
+    ids=["ours", "another value", "a number for true", "a value less", "a value where no rule gives one"],
+)
+async def test_other_data_under_the_same_revision_is_named(
+    tmp_path: Path, opa_binary: Path, data: dict[str, Any]
+) -> None:
+    """The same rules on other data are another constitution; what rules say beside data is no difference."""
+    rules = {"few": "admit if input.message.payload.n <= data.bus.rules.few.most"}
+    files = {"bus/lists/data.json": '{"names": ["a", 1.0, null], "empty": {}}', "bus/lists/lists.rego": LISTS}
+    ours = {"most": 10, "on": True}
+    write_constitution(tmp_path / "policies", rules, files=files, data={"few": ours})
+    other = write_constitution(tmp_path / "other", rules, files=files, data={"few": data})
+    async with opa_server(opa_binary, other) as opa, beside(tmp_path, opa) as (bus, _desk, _):
+        assert weakenings(bus) == (
+            {TRUSTED} if json.dumps(data) == json.dumps(ours) else {TRUSTED, "policy_server_data"}
+        )
+
+
 async def test_a_constitution_that_was_not_activated_is_no_weakening(
     tmp_path: Path, opa_binary: Path, policies: Path
 ) -> None:
@@ -202,16 +245,22 @@ async def test_a_change_behind_the_back_is_found_after_a_while(
     """Modules are compared again now and then, whatever happened to the connections."""
     monkeypatch.setattr(server_engine, "LOOK_AGAIN_SECONDS", 0.0)
     listed: dict[str, object] = {}
+    data: dict[str, Any] = {}
 
     async def behave(asked: Asked, writer: asyncio.StreamWriter) -> None:
-        writer.write(http(listed if asked.path == "/v1/policies" else decided(allow=True)))
+        shown = {"/v1/policies": listed, "/v1/data/bus": data}
+        writer.write(http(shown.get(asked.path, decided(allow=True))))
 
     async with opa_server(opa_binary, policies) as opa:
         listed |= (await opa.get("/v1/policies")).json()
+        data |= (await opa.get("/v1/data/bus")).json()
     async with hostile(behave) as stub, small_bus(tmp_path, policy={"engine": stub.url, "cache_entries": 0}) as bus:
         desk = await bus.register("desk", tenant="acme")
         await bus.register("booker", Inbox(), tenant="acme")
         assert weakenings(bus) == {TRUSTED}
+        data["result"]["rules"]["few"]["hold"] = [{"approvers": 0}]
+        assert (await desk.send("booker", {"n": 0})).ok
+        await until(lambda: weakenings(bus) == {TRUSTED, "policy_server_data"})
         listed["result"] = []
         assert (await desk.send("booker", {"n": 1})).ok
         await until(lambda: weakenings(bus) == {TRUSTED, "policy_server_modules"})
