@@ -161,21 +161,6 @@ async def _replay(bus: AgentBus, args: Arguments) -> Json:
     return plain(await bus.replay(args.take("id", str)))
 
 
-async def _replay_many(bus: AgentBus, args: Arguments) -> Json:
-    """Answers a receipt, or the error, for each id, in order; so many a second."""
-    ids, rate = args.take("ids", list), args.raw("rate")
-    pause_seconds = 0.0 if rate is None else 1.0 / float(rate)
-    answers: list[Json] = []
-    for place, message_id in enumerate(ids):
-        if place and pause_seconds:
-            await asyncio.sleep(pause_seconds)
-        try:
-            answers.append(plain(await bus.replay(str(message_id))))
-        except KeyError as error:  # it has gone meanwhile
-            answers.append({"message_id": message_id, "error": str(error.args[0])})
-    return answers
-
-
 async def _recoveries(bus: AgentBus, _args: Arguments) -> Json:
     return plain(bus.recoveries())
 
@@ -265,7 +250,6 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "remove_fact": _remove_fact,
     "reject": _reject,
     "replay": _replay,
-    "replay_many": _replay_many,
     "roll_back": _roll_back,
     "send": _send,
     "shadow_start": _shadow_start,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from enhanced_agent_bus.cli.render import (
     quoted,
     safe,
 )
-from enhanced_agent_bus.cli.session import Session, change, note_access, session_of
+from enhanced_agent_bus.cli.session import Session, change, change_each, note_access, session_of
 
 MessageId = Annotated[str, typer.Argument(metavar="ID", help="The message's id, as `eab dlq list` shows it.")]
 HISTORY = ("at", "what", "why", "attempt", "code")
@@ -110,7 +111,8 @@ def replay(
 ) -> int:
     """Decide dead letters anew.
 
-    What that allows is queued again; what it refuses stays where it is.
+    What that allows is queued again; what it refuses stays where it is. With --all each is told as it comes, and
+    Ctrl-C leaves the rest where it is.
 
     Example: eab dlq replay desk/order-7
     """
@@ -137,19 +139,40 @@ def replay(
 
 
 def _replay_all(session: Session, ids: list[str], rate: float | None) -> int:
-    answers = change(session, "replay_many", {"ids": ids, "rate": rate}) if ids else []
-    refused = [answer for answer in answers if answer.get("state", "refused") == "refused"]
-    if session.json:
-        print_json_lines(answers)
-    else:
-        rows = [
-            (answer["message_id"], answer.get("state", "not replayed"), answer.get("code") or answer.get("error") or "")
-            for answer in answers
-        ]
-        print_table(("message id", "state", "code"), rows, empty="there are no such dead letters")
-        if ids:
-            echo(f"{len(answers) - len(refused)} of {len(answers)} go on; the others stay dead letters")
-    return faults.FOUND if refused else faults.DONE
+    """Each is told as it comes; an interruption leaves the rest among the dead letters."""
+    answers: list[dict[str, Any]] = []
+
+    def heard(answer: dict[str, Any] | KeyError) -> None:
+        if isinstance(answer, KeyError):
+            answer = {"message_id": ids[len(answers)], "error": str(answer.args[0])}
+        answers.append(answer)
+        if session.json:
+            print_json_lines([answer])
+        else:
+            why = answer.get("code") or answer.get("error")
+            echo(safe(f"{answer.get('state', 'not replayed')}: {answer['message_id']}{f' ({why})' if why else ''}"))
+        sys.stdout.flush()  # whoever reads it through a pipe wants to see it now
+
+    if not ids and not session.json:
+        echo("there are no such dead letters")
+    try:
+        change_each(session, "replay", [{"id": message_id} for message_id in ids], heard, rate=rate)
+    finally:
+        refused = sum(answer.get("state") == "refused" for answer in answers)
+        gone = sum("error" in answer for answer in answers)
+        if ids and not session.json:
+            stay = refused + len(ids) - len(answers)
+            _say_in_all(len(answers) - refused - gone, len(ids), stay, gone)
+    return faults.FOUND if refused or gone else faults.DONE
+
+
+def _say_in_all(go_on: int, chosen: int, stay: int, gone: int) -> None:
+    said = [f"{go_on} of {chosen} go on" if go_on != 1 else f"1 of {chosen} goes on"]
+    if stay:
+        said.append("1 stays a dead letter" if stay == 1 else f"{stay} stay dead letters")
+    if gone:
+        said.append(f"{gone} no longer {'was' if gone == 1 else 'were'} one")
+    echo("; ".join(said))
 
 
 @app.command()

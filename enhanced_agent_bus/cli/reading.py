@@ -127,6 +127,7 @@ def remembered_agents(home: Path) -> list[dict[str, Json]]:
                 "live": False,
                 "has_handler": False,
                 "waiting": waiting.get(row.id, 0),
+                "breaker": "closed",  # a process's own
             }
             for row in _agents(connection)
             if row.live

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT_HOME = ".eab"
 Json: TypeAlias = Any  # what json.loads makes
+Ask: TypeAlias = Callable[[str, Mapping[str, Any]], Awaitable[Json]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +72,59 @@ def change(session: Session, op: str, args: Mapping[str, Any]) -> Json:
     return asyncio.run(_change(session.existing_home(), op, args))
 
 
+def change_each(
+    session: Session,
+    op: str,
+    each: Sequence[Mapping[str, Any]],
+    heard: Callable[[Json | KeyError], None],
+    *,
+    rate: float | None = None,
+) -> None:
+    """Does one operation for each of these arguments, in order, at most `rate` a second.
+
+    `heard` gets each answer, or that its id is unknown, as it comes. An interruption leaves the rest undone.
+    Raises: BusError; CliError, when there is no home.
+    """
+    import asyncio
+
+    asyncio.run(_change_each(session.existing_home(), op, each, heard, 0.0 if rate is None else 1.0 / rate))
+
+
+async def _change_each(
+    home: Path,
+    op: str,
+    each: Sequence[Mapping[str, Any]],
+    heard: Callable[[Json | KeyError], None],
+    seconds_between: float,
+) -> None:
+    import asyncio
+
+    async with _asking(home) as ask:
+        for place, args in enumerate(each):
+            await asyncio.sleep(seconds_between if place else 0.0)
+            try:
+                answer = await ask(op, args)
+            except KeyError as error:
+                answer = error
+            heard(answer)
+
+
 async def _change(home: Path, op: str, args: Mapping[str, Any]) -> Json:
+    async with _asking(home) as ask:
+        return await ask(op, args)
+
+
+@asynccontextmanager
+async def _asking(home: Path) -> AsyncIterator[Ask]:
+    """Asks the bus of a home: opened here, or that of the process that has it open."""
     from enhanced_agent_bus import open_bus
-    from enhanced_agent_bus.control import call, perform
+    from enhanced_agent_bus.control import perform
     from enhanced_agent_bus.errors import StoreLocked
     from enhanced_agent_bus.ledger.home import control_socket
 
     async with AsyncExitStack() as stack:
         try:
-            bus = await stack.enter_async_context(open_bus(home))
+            ask: Ask = partial(perform, await stack.enter_async_context(open_bus(home)))
         except StoreLocked:
             path = control_socket(home)
             if path is None:  # another command has it for a moment, or it was opened without a socket
@@ -91,8 +137,14 @@ async def _change(home: Path, op: str, args: Mapping[str, Any]) -> Json:
                     code="busy",
                     status=UNDECIDED,
                 ) from None
-            return call(path, op, args)
-        return await perform(bus, op, args)
+            ask = partial(_call, path)
+        yield ask
+
+
+async def _call(path: Path, op: str, args: Mapping[str, Any]) -> Json:
+    from enhanced_agent_bus.control import call
+
+    return call(path, op, args)
 
 
 def ask_running(home: Path, op: str, args: Mapping[str, Any] | None = None, *, timeout: float = 5.0) -> Json | None:

@@ -128,7 +128,7 @@ def agents(context: typer.Context) -> None:
         print_json_lines(rows)
         return
     print_table(
-        ("agent", "tenant", "roles", "capabilities", "topics", "constitution", "live", "waiting"),
+        ("agent", "tenant", "roles", "capabilities", "topics", "constitution", "live", "waiting", "breaker"),
         [
             (
                 row["id"],
@@ -139,6 +139,7 @@ def agents(context: typer.Context) -> None:
                 row["constitution"],
                 "yes" if row["live"] else "no",
                 row["waiting"],
+                row["breaker"].replace("_", " "),
             )
             for row in rows
         ],

@@ -173,8 +173,9 @@ class Home:
             if blocked is None:
                 file.unlink(missing_ok=True)
             else:
-                document = {"agent": blocked.agent, "where": blocked.where, "seconds": blocked.seconds}
-                file.write_text(json.dumps(document | {"at": blocked.at.isoformat(), "over": False}), encoding="utf-8")
+                at = blocked.at.isoformat(timespec="microseconds").replace("+00:00", "Z")
+                document = {"agent": blocked.agent, "where": blocked.where, "seconds": blocked.seconds, "at": at}
+                file.write_text(json.dumps(document | {"over": False}), encoding="utf-8")
 
     def release(self) -> None:
         self.note_blocked(None)

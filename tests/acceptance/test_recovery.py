@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -342,6 +344,61 @@ def test_many_dead_letters_are_chosen_and_replayed(tmp_path: Path, capsys: pytes
     )
     assert [row["message_id"] for row in eab("dlq", "list")[1]] == ["desk/d3"]
     assert {row["state"] for row in eab("queue", "list")[1]} == {"retrying", "parked", "queued"}
+
+
+def test_what_is_replayed_is_told_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for each, and a last one that says no more than is so; what is refused is counted as staying."""
+    home = str(asyncio.run(home_with_failures(tmp_path)))
+    capsys.readouterr()
+    assert run_command(["--home", home, "dlq", "replay", "--all", "--type", "command"]) == 0
+    assert capsys.readouterr().out == "accepted: desk/d1\naccepted: desk/d2\n2 of 2 go on\n"
+    write_constitution(tmp_path / "others", {"no": 'admit if input.message.type == "command"'})
+    assert run_command(["--home", home, "policy", "activate", str(tmp_path / "others")]) == 0
+    capsys.readouterr()
+    assert run_command(["--home", home, "dlq", "replay", "--all"]) == 1
+    told = "refused: desk/d3 (policy_denied)\n0 of 1 go on; 1 stays a dead letter\n"
+    assert capsys.readouterr().out == told
+    assert run_command(["--home", home, "dlq", "replay", "--all", "--recipient", "nobody"]) == 0
+    assert capsys.readouterr().out == "there are no such dead letters\n"
+
+
+async def test_an_interrupted_replay_leaves_the_rest(tmp_path: Path) -> None:
+    """Beside a running bus each replay is told as it comes; after Ctrl-C no more are, and the bus does not go on."""
+    async with small_bus(tmp_path) as bus:
+        desk = await bus.register("desk", tenant="acme")
+        handler = Moody()
+        await bus.register("booker", handler, tenant="acme", retry=ONCE)
+        for n in range(3):
+            await (await desk.send("booker", id=f"d{n}")).outcome(timeout=5)
+        handler.down = False
+        words = ["--home", str(tmp_path / "home"), "dlq", "replay", "--all", "--rate", "0.01"]
+        command = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "enhanced_agent_bus", *words,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert command.stdout is not None
+        assert await command.stdout.readline() == b"accepted: desk/d0\n"
+        command.send_signal(signal.SIGINT)
+        told, _ = await command.communicate()
+        assert (command.returncode, told) == (130, b"1 of 3 goes on; 2 stay dead letters\n")
+        assert (await bus.outcome("desk/d0", timeout=5)).state == "delivered"
+        assert [letter.message_id for letter in bus.dead_letters()] == ["desk/d1", "desk/d2"]
+        assert len(handler.got) == 4
+
+
+async def test_agents_show_their_breaker(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`eab agents` says how the breaker of each agent stands, with a running bus and without."""
+    home = ["--home", str(tmp_path / "home")]
+    async with small_bus(tmp_path, recovery={"breaker_failures": 1, "breaker_seconds": 3600}) as bus:
+        desk = await bus.register("desk", tenant="acme")
+        await bus.register("booker", Moody(), tenant="acme", retry=ONCE)
+        await (await desk.send("booker")).outcome(timeout=5)
+        assert await asyncio.to_thread(run_command, [*home, "agents"]) == 0
+        head, booker, other = capsys.readouterr().out.splitlines()
+        assert (head.split()[-1], booker.split()[-1], other.split()[-1]) == ("breaker", "open", "closed")
+    assert run_command([*home, "--json", "agents"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {row["id"]: row["breaker"] for row in rows} == {"booker": "closed", "desk": "closed"}
 
 
 def test_a_dead_letter_is_shown_with_its_history(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

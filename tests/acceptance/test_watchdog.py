@@ -100,6 +100,7 @@ async def test_another_process_is_told_who_holds_up_the_bus(tmp_path: Path) -> N
         assert document["running"] is True
         assert document["blocked"][0]["agent"] == "booker"
         assert document["answers"] is False
+        assert document["blocked"][0]["at"].endswith("Z")
         done = await asyncio.to_thread(
             subprocess.run, [*command[:-1], "recovery", "pause"], capture_output=True, check=False, timeout=60
         )
