@@ -61,6 +61,7 @@ class MemoryLedger:
         self._records: deque[tuple[int, int, Entry]] = deque(maxlen=RECORDS_MAX)
         self._firsts: dict[int, tuple[bytes, bytes | None]] = {}  # records of kept messages, and their texts
         self._down: str | None = None
+        self._closed = False
         self._certain: list[Entry] = []
 
     @property
@@ -72,8 +73,8 @@ class MemoryLedger:
         return self._node
 
     def put(self, entry: Entry) -> None:
-        if self._down is not None:
-            self._refuse(entry, self._down)
+        if self._down is not None or self._closed:
+            self._refuse(entry)
             return
         seq = self._size
         now_us = self._now_us()
@@ -286,13 +287,19 @@ class MemoryLedger:
         return self._settings.get(key)
 
     async def close(self) -> None:
-        self._down = "the log is closed"
-        self._certain = []
+        if self._closed:
+            return
+        self._closed = True
+        left, self._certain = self._certain, []
+        if left and self.on_failure is not None:
+            self.on_failure()
+        for entry in left:
+            self._tell(entry, AuditUnavailable(f"nothing can be recorded: {self._down}", remedy=_REMEDY))
 
     # --- for tests: a store that breaks ----------------------------------------------------------------------------
 
     def break_down(self, why: str = "the disk was taken away") -> None:
-        """From now on nothing can be recorded, as when a disk is full."""
+        """From now on nothing can be recorded, as when a disk is full. Nothing is ever in doubt here."""
         self._down = why
         if self.on_failure is not None:
             self.on_failure()
@@ -302,17 +309,22 @@ class MemoryLedger:
         self._down = None
         certain, self._certain = self._certain, []
         for entry in certain:
+            if (move := entry.move) is not None and move.row in self._messages:
+                entry.move = move._replace(was=self._state(move.row))  # whatever was expected when it was put
             self.put(entry)
 
-    def _refuse(self, entry: Entry, why: str) -> None:
-        if entry.certain and why != "the log is closed":
+    def _refuse(self, entry: Entry) -> None:
+        if self._closed:
+            self._tell(entry, AuditUnavailable("the log is closed", remedy="open the bus anew"))
+        elif entry.certain:
             self._certain.append(entry)
-            return
-        if self.on_failure is not None:
-            self.on_failure()
-        self._tell(entry, AuditUnavailable(f"nothing can be recorded: {why}", remedy=_REMEDY))
+        else:
+            if self.on_failure is not None:
+                self.on_failure()
+            self._tell(entry, AuditUnavailable(f"nothing can be recorded: {self._down}", remedy=_REMEDY))
 
     @staticmethod
     def _tell(entry: Entry, error: BusError) -> None:
-        if entry.done is not None:
-            entry.done(-1, error)
+        done, entry.done = entry.done, None
+        if done is not None:
+            done(-1, error)

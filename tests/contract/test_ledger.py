@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import json
 import re
+import threading
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
+from enhanced_agent_bus import faultpoints
 from enhanced_agent_bus.clock import SystemClock
 from enhanced_agent_bus.errors import AuditUnavailable, BusError
 from enhanced_agent_bus.ledger.memory import MemoryLedger
@@ -262,3 +265,109 @@ async def test_after_close_nothing_is_taken(ledger: Ledger) -> None:
 async def test_weakening_is_named(ledger: Ledger) -> None:
     """A ledger that keeps nothing says so."""
     assert ledger.weakenings == (("memory_ledger",) if isinstance(ledger, MemoryLedger) else ())
+
+
+# --- a store that breaks ---------------------------------------------------------------------------------------------
+
+
+class Breakable(NamedTuple):
+    """A ledger whose disk can be taken away and given back."""
+
+    ledger: Ledger
+    break_down: Callable[[], None]
+    mend: Callable[[], None]
+
+
+@pytest.fixture(params=["sqlite", "memory"])
+async def breakable(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Breakable]:
+    """Each ledger in turn; that on disk has commits that fail with an I/O error."""
+    if request.param == "memory":
+        memory = MemoryLedger(clock=SystemClock())
+        yield Breakable(memory, memory.break_down, memory.mend)
+        await memory.close()
+        return
+    down = threading.Event()
+
+    def hit(name: str) -> None:
+        if down.is_set() and name.endswith("before_commit"):
+            raise OSError(errno.EIO, "taken away")
+
+    monkeypatch.setattr(faultpoints, "hit", hit)
+    sqlite = await open_ledger(tmp_path / "home")
+    yield Breakable(sqlite, down.set, down.clear)
+    await sqlite.close()
+
+
+async def test_broken_store_takes_nothing_until_it_works(breakable: Breakable) -> None:
+    """What is put meanwhile ends in AuditUnavailable, after `on_failure` and without a trace; the next is taken."""
+    ledger, heard = breakable.ledger, list[str]()
+    ledger.on_failure = lambda: heard.append("failure")
+    await put_all(ledger, [decision(1)])
+    size, counts = ledger.size(), ledger.accounting()
+    breakable.break_down()
+    futures = [putting(ledger, decision(n, facts=[FactChange("agent", "desk", "spent", b"1")])) for n in (2, 3)]
+    for future in futures:
+        future.add_done_callback(lambda _: heard.append("done"))
+    results = await asyncio.gather(*futures, return_exceptions=True)
+    assert [type(result) for result in results] == [AuditUnavailable] * 2
+    assert (heard[0], heard.count("done")) == ("failure", 2)
+    assert (ledger.size(), ledger.accounting(), ledger.facts("agent", "desk")) == (size, counts, {})
+    breakable.mend()
+    assert await put_all(ledger, [decision(2), decision(3)]) == [size, size + 1]
+    assert ledger.accounting()["accepted"] == 3
+
+
+async def test_what_has_happened_waits_for_the_store(breakable: Breakable) -> None:
+    """What is certain is neither refused nor lost: it is recorded once, in order, when the store works again."""
+    ledger = breakable.ledger
+    rows = await put_all(ledger, [decision(1), decision(2)])
+    breakable.break_down()
+    with pytest.raises(AuditUnavailable):
+        await putting(ledger, decision(3))
+    outcomes = [putting(ledger, move(n, row)) for n, row in zip((1, 2), rows, strict=True)]
+    with pytest.raises(AuditUnavailable):
+        await putting(ledger, decision(3))
+    assert not any(outcome.done() for outcome in outcomes)
+    breakable.mend()
+    seqs = await asyncio.gather(*outcomes)
+    assert seqs == sorted(seqs)
+    assert [json.loads(ledger.record(seq))["message_id"] for seq in seqs] == ["desk/order-1", "desk/order-2"]
+    await put_all(ledger, [decision(3)])
+    counts = ledger.accounting()
+    assert (counts["accepted"], counts["delivered"], counts["queued"]) == (3, 2, 1)
+
+
+async def test_what_has_happened_counts_from_where_its_message_is(breakable: Breakable) -> None:
+    """Outcomes behind a replay that was not recorded move the dead letter that is there: the accounting adds up."""
+    ledger = breakable.ledger
+    (row,) = await put_all(ledger, [decision(1)])
+    await put_all(ledger, [move(1, row, state="dead_lettered")])
+    breakable.break_down()
+    replay = move(1, row, was="dead_lettered", state="queued")
+    replay.kind, replay.fields, replay.certain = "decision", decision(1).fields, False
+    lost = putting(ledger, replay)
+    happened = [putting(ledger, move(1, row, state="retrying")), putting(ledger, move(1, row, was="retrying"))]
+    with pytest.raises(AuditUnavailable):
+        await lost
+    breakable.mend()
+    await asyncio.gather(*happened)
+    assert {state: count for state, count in ledger.accounting().items() if count} == {"accepted": 1, "delivered": 1}
+    assert ledger.waiting(["dead_lettered", "retrying", "queued"]) == []
+
+
+async def test_broken_store_can_be_closed(breakable: Breakable) -> None:
+    """Whoever waits for what could not be recorded is told so at the close, and nothing is taken after it."""
+    ledger, heard = breakable.ledger, list[str]()
+    (row,) = await put_all(ledger, [decision(1)])
+    breakable.break_down()
+    outcome = putting(ledger, move(1, row))
+    await ledger.close()
+    with pytest.raises(AuditUnavailable, match="nothing can be recorded"):
+        await outcome
+    ledger.on_failure = lambda: heard.append("failure")
+    for entry in (decision(2), move(1, row)):
+        with pytest.raises(AuditUnavailable, match="the log is closed"):
+            await putting(ledger, entry)
+    assert not heard, "a log that is closed is not one that broke"

@@ -16,10 +16,8 @@ from typing import Any
 import pytest
 
 from enhanced_agent_bus import faultpoints
-from enhanced_agent_bus.clock import SystemClock
 from enhanced_agent_bus.errors import AuditUnavailable
 from enhanced_agent_bus.faultpoints import FaultPoints
-from enhanced_agent_bus.ledger.memory import MemoryLedger
 from enhanced_agent_bus.ledger.sqlite import SqliteLedger
 from enhanced_agent_bus.ports import Entry
 from tests.entries import decision, move, open_ledger, put_all, putting
@@ -271,24 +269,6 @@ async def test_close_on_a_broken_disk_ends(tmp_path: Path, arm: Any) -> None:
     ledger = await open_ledger(tmp_path / "home")
     assert [message.envelope.id for message in ledger.waiting(["queued"])] == ["desk/order-1"]
     await ledger.close()
-
-
-async def test_memory_ledger_breaks_in_the_same_way() -> None:
-    """The ledger in memory keeps the port's promises about failures too."""
-    memory = MemoryLedger(clock=SystemClock())
-    heard: list[str] = []
-    memory.on_failure = lambda: heard.append("failure")
-    (row,) = await put_all(memory, [decision(1)])
-    memory.break_down()
-    with pytest.raises(AuditUnavailable):
-        await putting(memory, decision(2))
-    outcome = putting(memory, move(1, row))
-    assert heard
-    assert not outcome.done()
-    memory.mend()
-    assert await outcome == row + 1
-    await put_all(memory, [decision(3)])
-    assert memory.accounting()["accepted"] == 2
 
 
 async def run_child(program: str, home: Path, plan: str) -> tuple[int, str]:
