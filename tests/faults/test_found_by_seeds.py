@@ -14,7 +14,7 @@ from enhanced_agent_bus.settings import Settings
 from tests.observer import Observer
 from tests.virtual import VirtualHome
 from tests.virtual_loop import VirtualLoop
-from tests.world import about, constitution
+from tests.world_rules import about, constitution
 
 
 class Virtual:

@@ -11,7 +11,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.world import AGENTS, World
+from tests.world import World
+from tests.world_rules import AGENTS
 
 SHARES = st.sampled_from([0.0, 0.3, 1.0])
 
