@@ -62,6 +62,8 @@ class Observer:
         self.active = ""
         self._recorded_active = ""
         self._yes: set[tuple[str, Any]] = set()
+        self.gated = False  # whether there is a gate of the user's
+        self._passed: dict[str, bool] = {}  # of each message, what it said last, for a run to come
         self._asked: dict[str, Any] = {}  # of each message, what it is about
         self._running: dict[str, str] = {}  # message ids to agents
         self._runs: Counter[str] = Counter()
@@ -118,6 +120,10 @@ class Observer:
         self.note("engine", question["message"]["id"], digest[:4], allow)
         if allow:
             self._yes.add((digest, self._about(question)))
+
+    def gate_said(self, message_id: str, passed: bool) -> None:  # noqa: FBT001 - as `heard`
+        self.note("gate", message_id, passed)
+        self._passed[message_id] = passed
 
     def durable(self, seq: int, entry: Entry) -> None:
         fields: Any = entry.fields
@@ -255,6 +261,8 @@ class Observer:
         if life.allowed != message.constitution or message.digest != life.digest:
             self.blame(f"P1: {message_id} names another constitution or digest than were decided")
         life.allowed = None
+        if self.gated and not self._passed.pop(message_id, False):
+            self.blame(f"P1: {message_id} runs, and the gate has not let it pass for this run")
         if life.state in ENDS:
             self.blame(f"P6: {message_id} runs and is {life.state}")
         if message_id in self._running:

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import orjson
 
-from enhanced_agent_bus import AgentBus, ConstitutionRejected, EngineMissing
+from enhanced_agent_bus import AgentBus, ConstitutionRejected, EngineMissing, Message, Pass, Refusal
 from enhanced_agent_bus.admission.chain import Admission
 from enhanced_agent_bus.admission.constitution import Constitutions
 from enhanced_agent_bus.admission.facts import FactBook
@@ -161,6 +161,30 @@ class VirtualEngine:
         raise NotImplementedError
 
 
+class VirtualGate:
+    """A gate of the user's: it passes, or says no, breaks, hangs or says nothing. `heard` gets what it means."""
+
+    name = "doorkeeper"
+
+    def __init__(self, dice: Random, weather: Weather) -> None:
+        self._dice = dice
+        self._weather = weather
+        self.heard: Callable[[str, bool], None] = lambda *_: None
+
+    async def check(self, message: Message) -> Any:
+        self.heard(message.id, False)  # noqa: FBT003 - as the observer's method
+        await asyncio.sleep(while_seconds(self._dice, self._weather.slow, 2))
+        if self._dice.random() >= self._weather.gate:
+            self.heard(message.id, True)  # noqa: FBT003 - the same
+            return Pass()
+        kind = self._dice.randrange(4)
+        if kind == 0:
+            raise ValueError("the gate is broken")
+        if kind == 1:
+            await asyncio.sleep(1e6)
+        return Refusal("not_today", "the doorkeeper says no") if kind == 2 else self._dice.choice([None, True, "allow"])
+
+
 class _Kept(Constitutions):
     """Loaded by name, and by digest later: no folder, no checks."""
 
@@ -198,6 +222,7 @@ class VirtualHome:
         self._first = Path(constitutions[0].loaded.name)
         known = {one.loaded.name: one for one in constitutions} | {one.loaded.digest: one for one in constitutions}
         self.engine = VirtualEngine(dice, self.weather, known)
+        self.gates: list[VirtualGate] = []
         self.ledger: VirtualLedger
 
     async def open(self) -> AgentBus:
@@ -217,6 +242,7 @@ class VirtualHome:
                 clock=clock,
                 randomness=randomness,
                 policy_seconds=policy.timeout_seconds,
+                gates=self.gates,
                 gate_seconds=settings.limits.gate_seconds,
                 grace_seconds=settings.constitution.grace_seconds,
             ),

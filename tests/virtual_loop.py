@@ -82,9 +82,10 @@ class Weather:
     disk: float = 0.0
     slow: float = 0.0  # take seconds instead of milliseconds
     outage_seconds: float = 1.0  # how long a disk stays broken at most
+    gate: float = 0.0  # of what a plug-in gate is asked: it says no, or breaks
 
     def clear_up(self) -> None:
-        self.engine = self.disk = self.slow = self.outage_seconds = 0.0
+        self.engine = self.disk = self.slow = self.outage_seconds = self.gate = 0.0
 
 
 def while_seconds(dice: Random, slow: float, seconds_max: float) -> float:

@@ -15,7 +15,7 @@ import orjson
 
 from enhanced_agent_bus import AuditUnavailable, BusError
 from tests.observer import Observer
-from tests.virtual import VirtualHome
+from tests.virtual import VirtualGate, VirtualHome
 from tests.virtual_loop import Stuck, VirtualLoop
 from tests.world_operators import Operators
 from tests.world_rules import AGENTS, about, constitution, settings_of
@@ -45,6 +45,9 @@ class World(Operators):
         settings = settings_of(dice)
         home = VirtualHome(self.loop, dice, settings, self.constitutions, watch)
         home.engine.heard = watch.engine_said
+        if dice.random() < 0.3:
+            home.gates = [VirtualGate(dice, home.weather)]
+            home.gates[0].heard, watch.gated = watch.gate_said, True
         watch.places = dict.fromkeys(AGENTS, settings.limits.mailbox)
         super().__init__(dice, watch, home, itertools.count(1))
 
@@ -149,7 +152,7 @@ class World(Operators):
             await asyncio.sleep(0)
         self.watch.at_rest()
         for message_id in self.watch.acknowledged:
-            if self.watch.lives[message_id].state != "held":
+            if self.watch.lives[message_id].state not in ("held", "parked"):  # whose retry is manual
                 self.watch.outcome(message_id, await self.bus.outcome(message_id, timeout=1))
         self._check_budget()
         await self.close(None)

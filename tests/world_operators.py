@@ -31,6 +31,8 @@ class Operators(Agents):
                 await self.perhaps_cancelled(self.leave_and_come, opened, name)
             elif kind < 0.75:
                 await self.perhaps_cancelled(self.discard, bus)
+            elif kind < 0.85:
+                await self.perhaps_cancelled(self.one_of_the_recoveries, bus)
             else:
                 self.change_weather()
         self.home.weather.clear_up()
@@ -40,6 +42,7 @@ class Operators(Agents):
         weather.engine = dice.choice([0, 0.3, 1])
         weather.disk = dice.choice([0, 0, 0.1, 0.5])
         weather.slow = dice.choice([0, 0.1, 0.3])
+        weather.gate = dice.choice([0, 0.2, 1])
         weather.outage_seconds = dice.choice([0.01, 2])
 
     async def activate(self, bus: AgentBus) -> None:
@@ -53,11 +56,19 @@ class Operators(Agents):
         if waiting := bus.queue():
             await bus.discard(self.dice.choice(waiting).message_id, reason="no longer")
 
+    async def one_of_the_recoveries(self, bus: AgentBus) -> None:
+        """What failed is held back, tried now, or given up, whatever it waits for."""
+        if found := [one for one in bus.recoveries() if one.state in ("pending", "waiting", "retrying")]:
+            work = self.dice.choice([bus.pause_recovery, bus.resume_recovery, bus.cancel_recovery])
+            await work(self.dice.choice(found).message_id)
+
     async def one_of_the_dead(self, bus: AgentBus) -> None:
-        dead = bus.dead_letters()
-        if not dead:
+        """Or of those that are parked until somebody says what to do."""
+        ids = [one.message_id for one in bus.dead_letters()]
+        ids += [one.message_id for one in bus.queue() if one.state == "parked"]
+        if not ids:
             return
-        message_id = self.dice.choice(dead).message_id
+        message_id = self.dice.choice(ids)
         if self.dice.random() < 0.7:
             receipt = await bus.replay(message_id)
             self.watch.note("replayed", message_id, receipt.state, receipt.code)

@@ -62,6 +62,10 @@ class OneBus(RuleBasedStateMachine):
         self.do(self.begin(self.world.activate, self.world.bus))
 
     @rule()
+    def recover(self) -> None:
+        self.do(self.begin(self.world.one_of_the_recoveries, self.world.bus))
+
+    @rule()
     def replay_or_discard(self) -> None:
         self.do(self.begin(self.world.one_of_the_dead, self.world.bus))
 
