@@ -31,19 +31,6 @@ _OF_MESSAGE_BETWEEN: Final = "SELECT seq, body FROM records WHERE message_id = ?
 Told = Callable[[float, int], None]
 
 
-def stored_records(home: Path, told: Told | None = None) -> Iterator[bytes]:
-    """Every record as it is stored, in order, up to the last that there was at the beginning. Raises: StoreCorrupt."""
-    with database(home) as connection:
-        last = one(connection, _LAST)
-    for first in range(0, last + 1, SCAN_ROWS):
-        with database(home) as connection:
-            page = connection.execute(f"{_PAGE} ORDER BY seq", (first, min(first + SCAN_ROWS - 1, last))).fetchall()
-        for _, body in page:
-            yield bytes(body)
-        if told is not None:
-            told((first + SCAN_ROWS) / (last + 1), first + len(page))
-
-
 def newest_records(home: Path, number: int) -> list[dict[str, Json]]:
     """The last `number` records, oldest first."""
     with database(home) as connection:

@@ -162,7 +162,6 @@ def measure(home: Path) -> None:
         echo(f"{what}: p50 {p50:.2f} ms, p99 {p99:.2f} ms, max {took[-1]:.2f} ms ({len(took)} look-ups)")
     name = draw.choice(delivered)
     for words in (
-        ["status"],
         ["audit", "show", name],
         ["audit", "search", f"message:{name}"],
         ["audit", "search", "verdict:refuse", "agent:agent-0050", "-n", "5"],
@@ -190,7 +189,7 @@ CHILD: Final = """
 import resource, sys
 from enhanced_agent_bus.cli.app import run_command
 status = run_command(sys.argv[1:])
-echo(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB", file=sys.stderr)
+print(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB", file=sys.stderr)
 sys.exit(status)
 """
 
