@@ -49,10 +49,11 @@ lint: setup $(STATICCHECK)
 	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: run $(BIN)/ruff format ."; exit 1; }
 	@$(BIN)/mypy --no-error-summary
 	@echo "==> gofmt, go vet, staticcheck"
-	@unformatted=$$($(WITH_GO) gofmt -l pdp) && [ -z "$$unformatted" ] || \
+	@unformatted=$$($(WITH_GO) gofmt -l pdp tests/outside) && [ -z "$$unformatted" ] || \
 		{ echo "gofmt would change: $$unformatted"; exit 1; }
-	@cd pdp && $(WITH_GO) go vet ./...
-	@cd pdp && $(WITH_GO) $(CURDIR)/.tools/bin/staticcheck ./...
+	@for module in pdp tests/outside; do \
+		(cd $$module && $(WITH_GO) go vet ./... && $(WITH_GO) $(CURDIR)/.tools/bin/staticcheck ./...) || exit 1; \
+	done
 
 go-test: setup
 	@echo "==> go test"

@@ -384,6 +384,11 @@ class AgentBus:
         self._desk.require_open()
         await self._desk.write(Entry("access", {"command": command[:200], "what": what[:500]}))
 
+    async def checkpoint(self) -> str:
+        """Signs a checkpoint of every record so far; returns the note. Raises: AuditUnavailable; BusClosed."""
+        self._desk.require_open()
+        return await self._desk.ledger.checkpoint()
+
     def status(self) -> Status:
         """The state of the bus: `accounting` sums up, and `security_state` names every weakening in force."""
         active = self._desk.admission.active

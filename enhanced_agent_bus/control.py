@@ -227,6 +227,11 @@ async def _remove_fact(bus: AgentBus, args: Arguments) -> None:
     await bus.remove_fact(args.take("scope", str), args.take("owner", str), args.take("key", str))
 
 
+async def _checkpoint(bus: AgentBus, _args: Arguments) -> str:
+    """Answers the note."""
+    return await bus.checkpoint()
+
+
 async def _note_access(bus: AgentBus, args: Arguments) -> None:
     await bus.note_access(args.take("command", str), args.take("what", str))
 
@@ -235,6 +240,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "activate": _activate,
     "agents": _agents,
     "approve": _approve,
+    "checkpoint": _checkpoint,
     "dead_letters": _dead_letters,
     "discard": _discard,
     "facts": _facts,

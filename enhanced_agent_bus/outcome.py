@@ -59,6 +59,7 @@ class Receipt:
     constitution: str
     revision: int
     audit_seq: int
+    origin: str = ""  # of which log that is the index: <bus>/<node>
     _outcome: Callable[[float | None], Awaitable[Outcome]] = field(default=_no_outcome, repr=False, compare=False)
 
     @property

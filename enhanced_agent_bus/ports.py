@@ -332,6 +332,10 @@ class Ledger(Protocol):
 
     def setting(self, key: str) -> str | None: ...
 
+    async def checkpoint(self) -> str:
+        """Signs a checkpoint of all that was put until now, durable when it returns. Raises: AuditUnavailable."""
+        ...
+
     async def close(self) -> None:
         """Writes what is queued, a last checkpoint, and releases the home."""
         ...

@@ -208,6 +208,10 @@ class AgentBus:
         """Records that somebody was shown payloads."""
         self._loop.run(self._bus.note_access, command, what)
 
+    def checkpoint(self) -> str:
+        """Signs a checkpoint of every record so far; returns the note."""
+        return self._loop.run(self._bus.checkpoint)
+
     def status(self) -> Status:
         """The state of the bus: `accounting` sums up, and `security_state` names every weakening in force."""
         return self._loop.look(self._bus.status)

@@ -309,6 +309,9 @@ class VirtualLedger:
     def setting(self, key: str) -> str | None:
         return self._store.setting(key)
 
+    async def checkpoint(self) -> str:
+        return await self._store.checkpoint()
+
 
 def _discarded(stored: StoredMessage, now_us: int) -> Move:
     return Move(

@@ -17,6 +17,7 @@ import typer
 from enhanced_agent_bus import __version__
 from enhanced_agent_bus.cli import (
     audit,
+    audit_prove,
     bench,
     demo,
     dlq,
@@ -54,6 +55,7 @@ app = typer.Typer(
 for module in (demo, init, run, send, state, doctor, bench):
     module.add_to(app)
 policy.app.command("sign")(policy_sign.sign)
+audit.app.command("prove")(audit_prove.prove)
 for name, group in (
     ("policy", policy.app),
     ("facts", facts.app),

@@ -50,6 +50,9 @@ def export(
     payload: Annotated[
         bool, typer.Option("--payload", help="With what stands apart from decisions; recorded.")
     ] = False,
+    tiles: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="What is signed as C2SP tlog-tiles: written there, or added.")
+    ] = None,
 ) -> None:
     """Write the log, one record a line.
 
@@ -58,10 +61,16 @@ def export(
 
     Example: eab audit export --format opa -o decisions.jsonl
     """
+    from enhanced_agent_bus.cli.audit_prove import export_tiles
     from enhanced_agent_bus.cli.reading_export import exported_rows
 
     session = session_of(context)
     home = session.existing_home()
+    if tiles is not None:
+        if output is not None or since is not None or until is not None or payload or format is not Format.JSONL:
+            raise CliError("tiles are the whole of what is signed, in a folder: --tiles DIR takes no other option")
+        export_tiles(session, home, tiles)
+        return
     if format is Format.JSONL and payload:
         remedy = "`--format cloudevents --payload` has each record with its payload"
         raise CliError("jsonl is the stored bytes, and payloads are not among them", remedy=remedy)

@@ -194,7 +194,7 @@ def _show_one(session: Session, result: Mapping[str, Json], where: str, *, with_
         if reason["remedy"]:
             echo(f"    {safe(session.named(reason['remedy']))}")
     pairs = [
-        ("audit seq", receipt["audit_seq"]),
+        ("audit seq", f"{receipt['audit_seq']} of {receipt['origin']}"),
         ("decision", receipt["decision_id"]),
         ("constitution", f"{receipt['constitution']} (revision {receipt['revision']})"),
     ]

@@ -286,6 +286,9 @@ class MemoryLedger:
     def setting(self, key: str) -> str | None:
         return self._settings.get(key)
 
+    async def checkpoint(self) -> str:
+        raise AuditUnavailable("a log in memory signs no checkpoints", remedy="open a bus with a home on disk")
+
     async def close(self) -> None:
         if self._closed:
             return

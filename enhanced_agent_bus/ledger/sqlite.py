@@ -12,7 +12,7 @@ import queue
 import sqlite3
 import threading
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from enhanced_agent_bus.errors import AuditUnavailable, BusError
 from enhanced_agent_bus.ledger import rows
@@ -48,6 +48,21 @@ class _Committed(NamedTuple):
     entries: list[Entry]
     size: int
     accounting: dict[str, int]
+
+
+class _Job(NamedTuple):
+    """Something else that the writer does with its store, between two commits."""
+
+    work: Callable[[Store], Any]
+    answer: asyncio.Future[Any]
+
+    def tell(self, result: object, error: BusError | None) -> None:
+        if self.answer.done():  # whoever asked has gone
+            return
+        if error is None:
+            self.answer.set_result(result)
+        else:
+            self.answer.set_exception(error)
 
 
 class SqliteLedger:
@@ -158,6 +173,18 @@ class SqliteLedger:
     def setting(self, key: str) -> str | None:
         return self._read().setting(key)
 
+    async def checkpoint(self) -> str:
+        return str(await self._ask(Store.sign))
+
+    async def _ask(self, work: Callable[[Store], Any]) -> Any:
+        """Has the writer do something after all that was put until now."""
+        if self._closed or os.getpid() != self._pid:
+            raise _over("is closed" if self._closed else _FORKED)
+        self._hand_over()
+        job = _Job(work, self._loop.create_future())
+        self._writer.queue.put(job)
+        return await job.answer
+
     def _read(self) -> Reads:
         if os.getpid() != self._pid:
             raise _over(_FORKED)
@@ -248,7 +275,8 @@ class _Writer:
         self, home: Home, clock: Clock, store: Store, checkpoint_seconds: float, checkpoint_records: int
     ) -> None:
         #: What was put in one turn of the loop, and in which generation of the store; None to end.
-        self.queue: queue.SimpleQueue[tuple[int, list[Queued]] | None] = queue.SimpleQueue()
+        self.queue: queue.SimpleQueue[tuple[int, list[Queued]] | _Job | None] = queue.SimpleQueue()
+        self._jobs: list[_Job] = []  # for when all that waits is written
         self._waiting: list[Queued] = []  # handed over, for this commit and those after it
         self._home = home
         self._clock = clock
@@ -282,6 +310,7 @@ class _Writer:
             batch = self._take()
             try:
                 self._turn(batch)
+                self._work()
             except Exception as error:  # noqa: BLE001 - whatever broke, nothing of this batch counts as recorded
                 self._break(batch, error)
         self._finish()
@@ -301,9 +330,12 @@ class _Writer:
         while not self.queue.empty():
             self._receive(self.queue.get_nowait())
 
-    def _receive(self, handed: tuple[int, list[Queued]] | None) -> None:
+    def _receive(self, handed: tuple[int, list[Queued]] | _Job | None) -> None:
         if handed is None:
             self._stopping += 1
+            return
+        if isinstance(handed, _Job):
+            self._jobs.append(handed)
             return
         generation, put = handed
         if generation < self._generation:
@@ -339,6 +371,22 @@ class _Writer:
         file_due = store.file_due_in()
         if file_due is not None and (file_due <= 0 or (self.queue.empty() and not self._waiting)):
             store.file_checkpoint()
+
+    def _work(self) -> None:
+        """Does what was asked for once nothing waits before it. Raises: what breaks the store."""
+        while self._jobs and not self._waiting:
+            store, job = self._store, self._jobs.pop(0)
+            assert store is not None
+            try:
+                result = job.work(store)
+            except BusError as error:
+                self._post(job.tell, None, error)
+            except Exception as error:
+                self._post(job.tell, None, _unavailable(f"nothing can be recorded: {error}"))
+                raise
+            else:
+                self._report(store, store.head.size, [])
+                self._post(job.tell, result, None)
 
     def _write(self, store: Store, batch: list[Queued], *, checkpoint: bool) -> None:
         try:
@@ -383,6 +431,9 @@ class _Writer:
         lost = [entry for entry, _, _ in batch if not entry.certain]
         self._certain += [item for item in batch if item[0].certain]
         store, self._store = self._store, None
+        jobs, self._jobs = self._jobs, []
+        for job in jobs:
+            self._post(job.tell, None, _unavailable(f"nothing can be recorded: {error}"))
         if store is not None or lost:
             self._generation += 1
         if store is not None:

@@ -404,6 +404,14 @@ class Store:
             write_atomically(self._home.checkpoint, self._unfiled.encode())
             self._unfiled, self._filed_monotonic = None, time.monotonic()
 
+    def sign(self) -> str:
+        """Signs a checkpoint of every record so far, in the log and in its file; returns the note."""
+        self.write([], checkpoint=True)
+        note = self._unfiled
+        assert note is not None
+        self.file_checkpoint()
+        return note
+
     # --- doubt and the end -----------------------------------------------------------------------------------------
 
     def end_doubtful(self, first: int, batch: Sequence[Queued] = ()) -> None:

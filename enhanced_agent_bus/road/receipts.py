@@ -23,7 +23,7 @@ STATES: Final[dict[str, Literal["accepted", "held", "refused"]]] = {
 }
 
 
-def receipt_of(envelope: Envelope, decided: Decided, seq: int, ending: Ending | None) -> Receipt:
+def receipt_of(ledger: Ledger, envelope: Envelope, decided: Decided, seq: int, ending: Ending | None) -> Receipt:
     """The receipt of a decision; `ending` waits for the end of what was not refused."""
     return Receipt(
         envelope.id,
@@ -36,6 +36,7 @@ def receipt_of(envelope: Envelope, decided: Decided, seq: int, ending: Ending | 
         decided.constitution,
         decided.revision,
         seq,
+        _origin(ledger),
         ending or _refused(decided.code),
     )
 
@@ -64,6 +65,7 @@ def first_receipt(ledger: Ledger, stored: StoredMessage, ending: Ending) -> Rece
         first["constitution"],
         first["revision"],
         stored.seq,
+        _origin(ledger),
         ending,
     )
 
@@ -81,6 +83,11 @@ def recorded_receipt(ledger: Ledger, stored: StoredMessage, ending: Ending) -> R
         state = "refused"
     code = stored.code if stored.state in END_STATES and stored.state != "delivered" else None
     return replace(first, state=state, code=code, reasons=first.reasons if state == first.state else ())
+
+
+def _origin(ledger: Ledger) -> str:
+    """The log's name, as its checkpoints have it."""
+    return f"{ledger.bus}/{ledger.node}"
 
 
 def words_of(ledger: Ledger, seq: int, reasons: list[tuple[str, str]]) -> tuple[Reason, ...]:

@@ -246,9 +246,8 @@ class Rescue:
                 self._desk.changed.set()
                 if reserved:
                     post.mailbox.release()
-        return receipt_of(
-            envelope, decided, seq, partial(self._endings.outcome_of, parcel) if decided.verdict != "refuse" else None
-        )
+        ending = partial(self._endings.outcome_of, parcel) if decided.verdict != "refuse" else None
+        return receipt_of(self._desk.ledger, envelope, decided, seq, ending)
 
     def _replayed(
         self,

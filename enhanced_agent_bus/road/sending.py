@@ -139,8 +139,10 @@ class Sending:
             if not accepted:
                 post.mailbox.release()
         if not accepted:
-            return receipt_of(case.addressed.envelope, decided, seq, None), None
-        return receipt_of(case.addressed.envelope, decided, seq, partial(self._endings.outcome_of, parcel)), parcel
+            return receipt_of(self._desk.ledger, case.addressed.envelope, decided, seq, None), None
+        return receipt_of(
+            self._desk.ledger, case.addressed.envelope, decided, seq, partial(self._endings.outcome_of, parcel)
+        ), parcel
 
     def _find(self, sender: Party, to: str | None, capability: str | None) -> Party | tuple[Refusal, Party]:
         """The recipient; or why there is none, and who it would have been."""
@@ -360,7 +362,7 @@ class Sending:
             case = Case(self._desk.router.address(envelope, sender, recipient), refusal=refusal)
         decided = await self._desk.admission.judge(case)
         seq = await self.record(parcel, decided, None).wait()
-        return receipt_of(case.addressed.envelope, decided, seq, None), None
+        return receipt_of(self._desk.ledger, case.addressed.envelope, decided, seq, None), None
 
     async def _known(self, message_id: str) -> StoredMessage | None:
         """What is stored under an id, once that is certain. Raises: AuditUnavailable, when the disk does not say."""
