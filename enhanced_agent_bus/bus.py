@@ -389,6 +389,14 @@ class AgentBus:
         self._desk.require_open()
         return await self._desk.ledger.checkpoint()
 
+    async def rotate_key(self) -> str:
+        """Signs the log with a new key from now on, recorded under both; returns its vkey.
+
+        Raises: AuditUnavailable; BusClosed.
+        """
+        self._desk.require_open()
+        return await self._desk.ledger.rotate_key()
+
     def status(self) -> Status:
         """The state of the bus: `accounting` sums up, and `security_state` names every weakening in force."""
         active = self._desk.admission.active

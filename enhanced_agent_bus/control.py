@@ -232,6 +232,11 @@ async def _checkpoint(bus: AgentBus, _args: Arguments) -> str:
     return await bus.checkpoint()
 
 
+async def _rotate_key(bus: AgentBus, _args: Arguments) -> str:
+    """Answers the new vkey."""
+    return await bus.rotate_key()
+
+
 async def _note_access(bus: AgentBus, args: Arguments) -> None:
     await bus.note_access(args.take("command", str), args.take("what", str))
 
@@ -257,6 +262,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "reject": _reject,
     "replay": _replay,
     "roll_back": _roll_back,
+    "rotate_key": _rotate_key,
     "send": _send,
     "shadow_start": _shadow_start,
     "shadow_status": _shadow_status,

@@ -336,6 +336,10 @@ class Ledger(Protocol):
         """Signs a checkpoint of all that was put until now, durable when it returns. Raises: AuditUnavailable."""
         ...
 
+    async def rotate_key(self) -> str:
+        """Signs with a new key from now on, recorded under both; returns its vkey. Raises: AuditUnavailable."""
+        ...
+
     async def close(self) -> None:
         """Writes what is queued, a last checkpoint, and releases the home."""
         ...

@@ -212,6 +212,10 @@ class AgentBus:
         """Signs a checkpoint of every record so far; returns the note."""
         return self._loop.run(self._bus.checkpoint)
 
+    def rotate_key(self) -> str:
+        """Signs the log with a new key from now on, recorded under both; returns its vkey."""
+        return self._loop.run(self._bus.rotate_key)
+
     def status(self) -> Status:
         """The state of the bus: `accounting` sums up, and `security_state` names every weakening in force."""
         return self._loop.look(self._bus.status)

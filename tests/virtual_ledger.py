@@ -312,6 +312,9 @@ class VirtualLedger:
     async def checkpoint(self) -> str:
         return await self._store.checkpoint()
 
+    async def rotate_key(self) -> str:
+        return await self._store.rotate_key()
+
 
 def _discarded(stored: StoredMessage, now_us: int) -> Move:
     return Move(

@@ -51,6 +51,8 @@ class Report:
     erased: int = 0
     open: int = 0  # decisions whose message has not ended
     clock_steps: list[dict[str, float]] = field(default_factory=list)  # where wall and steady clock went apart
+    rotations: list[dict[str, object]] = field(default_factory=list)  # where the log's key was changed
+    losses: list[dict[str, object]] = field(default_factory=list)  # logs that this one was begun in place of
     first_bad: Bad | None = None
 
     @property
@@ -251,6 +253,8 @@ class Scan:
         self._kinds: dict[bytes, Callable[[int, bytes, int], bool]] = {b"decision": self._decision}
         self._kinds |= {b"outcome": self._outcome, b"checkpoint": self._checkpoint}
         self._kinds |= {b"opened": self._clock, b"closed": self._clock}  # each says whether the rest can be judged
+        self._kinds |= {b"key": self._rotated, b"gap": self._gap}
+        self._handovers: dict[int, tuple[Key, Key]] = {}  # by the record of a rotation: the old key and the new one
 
     def run(self) -> None:
         """Reads until the end, or until something is found after which the rest cannot be placed."""
@@ -354,13 +358,53 @@ class Scan:
         if note.root == root_of(self.frontier):
             self.seen.append(note)
             return self._clock(seq, body, start)
-        if not self._key.opens(note.text):
+        self.look_ahead()
+        if not self.signed(note):
             damage = "altered" if self.seen else "replaced"
             return self._blame("integrity", seq, b"checkpoint", damage, "it was not signed by this log's key")
-        good = [seen.size for seen in self.seen if self._key.opens(seen.text)]
+        good = [seen.size for seen in self.seen if self.signed(seen)]
         why = f"the checkpoint at size {seq} vouches for other records"
         self.report.blame("integrity", Bad(good[-1] if good else 0, seq - 1, None, "altered", why))
         return False
+
+    def _rotated(self, seq: int, body: bytes, _start: int) -> bool:
+        record = json.loads(body)
+        self._handovers[seq] = read_key(record["previous"]), read_key(record["vkey"])
+        self.report.rotations.append({"seq": seq, "vkey": record["vkey"]})
+        return True
+
+    def _gap(self, seq: int, body: bytes, _start: int) -> bool:
+        record = json.loads(body)
+        self.report.losses.append({"seq": seq, **{name: record[name] for name in ("origin", "size", "root")}})
+        return True
+
+    def look_ahead(self) -> None:
+        """At the changes of the key alone, where they are needed before the scan has come to them."""
+        for seq, body in self._source.records(0):
+            if b',"kind":"key",' in body[:64]:
+                self._rotated(seq, body, 0)
+        self.report.rotations.clear()
+
+    def signed(self, note: Note) -> bool:
+        """Whether the key signed it that was in force at its size; where it was changed, both did."""
+        keys: tuple[Key, ...] = (self._key,)
+        for seq, (old, new) in sorted(self._handovers.items()):
+            keys = (old,) if note.size <= seq else (old, new) if note.size == seq + 1 else (new,)
+            if note.size <= seq + 1:
+                break
+        return all(key.opens(note.text) for key in keys)
+
+    def broken_handover(self) -> Bad | None:
+        """Every change of the key was signed by both, the old key being the one before, and ours is one of them."""
+        handed, notes = sorted(self._handovers.items()), {note.size: note for note in self.seen}
+        olds, news = ([keys[at].public for _, keys in handed] for at in (0, 1))
+        for at, (seq, _) in enumerate(handed):
+            note = notes.get(seq + 1)
+            if note is None or not self.signed(note) or olds[at] != ([olds[0], *news][at]):
+                return Bad(seq, seq, "key", "replaced", "the old key and the new one did not both sign this change")
+        if handed and self._key.public not in (*olds, *news):
+            return Bad(0, self.report.size - 1, None, "replaced", "none of this log's keys is the one given")
+        return None
 
     def _clock(self, seq: int, body: bytes, _start: int) -> bool:
         record = json.loads(body)
@@ -403,25 +447,36 @@ def verify(path: Path, key: Key, outside: Note | None = None, scanning: Callable
 
     Raises: OSError; ValueError, for an outside checkpoint that this key did not sign.
     """
-    if outside is not None and not key.opens(outside.text):
-        raise ValueError(f"the outside checkpoint was not signed by the key of {key.name or 'this log'}")
     path.stat()  # whether there is anything to check
-    report = Report()
+    report, foreign = Report(), False
     try:
         with open_database(path) if path.is_dir() else nullcontext() as database:
             source = _home_source(path, database) if database else Source(partial(_lines, path))
             scan = scanning(source, key, outside)
             report = scan.report
-            scan.run()
-            _judge(scan, source, key, outside)
-            scan.end()
+            foreign = _is_foreign(scan, key, outside)
+            if not foreign:
+                scan.run()
+                _judge(scan, source, outside)
+                scan.end()
     except (sqlite3.DatabaseError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"it cannot be read: {error!r}"
         report.blame("integrity", Bad(report.size, report.size, None, "altered", why))
+    if foreign:
+        raise ValueError(f"the outside checkpoint was not signed by the key of {key.name or 'this log'}")
     return report
 
 
-def _judge(scan: Scan, source: Source, key: Key, outside: Note | None) -> None:
+def _is_foreign(scan: Scan, key: Key, outside: Note | None) -> bool:
+    """Whether no key that this log ever had signed the outside checkpoint."""
+    if outside is None or key.opens(outside.text):
+        return False
+    with suppress(sqlite3.DatabaseError, OSError, ValueError, KeyError, TypeError):
+        scan.look_ahead()
+    return not scan.signed(outside)
+
+
+def _judge(scan: Scan, source: Source, outside: Note | None) -> None:
     report, seen, size = scan.report, scan.seen, scan.report.size
     report.checkpoint_size = next((note.size for note in (outside, *seen[-1:]) if note), None)
     # The record that carries the outside checkpoint is known through it.
@@ -434,16 +489,17 @@ def _judge(scan: Scan, source: Source, key: Key, outside: Note | None) -> None:
     if report.integrity == "bad":
         return
     report.root = root_of(scan.frontier).hex()
-    bad = _unsigned(seen, size, key) or _unlike_notes(scan, source, key, outside)
+    bad = scan.broken_handover() or _unsigned(scan) or _unlike_notes(scan, source, outside)
     if bad is not None:
         report.blame("integrity", bad)
 
 
-def _unsigned(seen: list[Note], size: int, key: Key) -> Bad | None:
+def _unsigned(scan: Scan) -> Bad | None:
     """The newest signature vouches for everything before it; only where it is wrong the others are looked at."""
-    if seen and key.opens(seen[-1].text):
+    seen, size = scan.seen, scan.report.size
+    if seen and scan.signed(seen[-1]):
         return None
-    good = [one.size for one in seen if key.opens(one.text)]
+    good = [one.size for one in seen if scan.signed(one)]
     if good:
         bad = next(one.size for one in seen if one.size > good[-1])
         return Bad(good[-1], bad, None, "altered", "a checkpoint that this log's key did not sign")
@@ -452,10 +508,12 @@ def _unsigned(seen: list[Note], size: int, key: Key) -> Bad | None:
     return Bad(0, size - 1, None, "replaced", "no checkpoint in it was signed by this log's key")
 
 
-def _unlike_notes(scan: Scan, source: Source, key: Key, outside: Note | None) -> Bad | None:
+def _unlike_notes(scan: Scan, source: Source, outside: Note | None) -> Bad | None:
     """Against the checkpoint that came from outside, and the one that the home keeps beside its database."""
     size, signed = scan.report.size, scan.seen[-1].size
-    own = source.note if source.note and key.opens(source.note.text) else None
+    own = source.note if source.note and scan.signed(source.note) else None
+    if outside and not scan.signed(outside):
+        return Bad(0, outside.size - 1, None, "replaced", "the outside checkpoint is signed by a key that was retired")
     for note in (own, outside):
         if note and note.size > size:
             why = f"a checkpoint vouches for {note.size} records, {size} are left"

@@ -56,6 +56,7 @@ for module in (demo, init, run, send, state, doctor, bench):
     module.add_to(app)
 policy.app.command("sign")(policy_sign.sign)
 audit.app.command("prove")(audit_prove.prove)
+audit.app.command("rotate-key")(audit_prove.rotate_key)
 for name, group in (
     ("policy", policy.app),
     ("facts", facts.app),

@@ -111,6 +111,8 @@ def _verdict_lines(verdict: Mapping[str, Json]) -> list[tuple[str, Any]]:
     elif verdict["unanchored"]:
         after = size - verdict["unanchored"] - 1
         lines.append(("unanchored", f"after seq {after}: the outside checkpoint ends there"))
+    lines += [("key changed", f"at seq {change['seq']}, to {change['vkey']}") for change in verdict["rotations"]]
+    lines += [("declared loss", _loss(loss)) for loss in verdict["losses"]]
     if verdict["cannot_exclude"]:
         lines.append(("cannot exclude", ", ".join(verdict["cannot_exclude"])))
     if verdict.get("open"):
@@ -124,6 +126,11 @@ def _verdict_lines(verdict: Mapping[str, Json]) -> list[tuple[str, Any]]:
         )
         lines.append(("first bad", f"{where}: {bad['damage']}: {bad['why']}"))
     return lines
+
+
+def _loss(loss: Mapping[str, Json]) -> str:
+    known = "" if loss["size"] is None else f", which was signed up to {loss['size']} records"
+    return f"seq {loss['seq']}: this log was begun in place of {loss['origin']}{known}"
 
 
 # --- taking along --------------------------------------------------------------------------------------------------

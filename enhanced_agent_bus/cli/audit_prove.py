@@ -98,7 +98,7 @@ def _inclusion(session: Session, name: str) -> Inclusion:
             raise unknown_id(f"there is no record {name!r}", SHOW_REMEDY)
         if proofs.newest_note(connection).size > seq:
             return proofs.inclusion(connection, seq, _own(home, proofs.newest_note(connection)))
-    sign_checkpoint(home)
+    at_log(home, "checkpoint")
     with database(home) as connection:
         return proofs.inclusion(connection, seq, _own(home, proofs.newest_note(connection)))
 
@@ -189,17 +189,34 @@ def export_tiles(session: Session, home: Path, folder: Path) -> None:
 # --- signing -------------------------------------------------------------------------------------------------------
 
 
-def sign_checkpoint(home: Path) -> str:
-    """A checkpoint of every record so far, by the process that has the home open, or by this one: the note.
+def rotate_key(context: typer.Context) -> None:
+    """Sign the log with a new key from now on.
+
+    The change is a record under a checkpoint that both keys sign, so that whoever knows the old public key can follow
+    to the new one. The old public key stays in HOME/keys.
+
+    Example: eab audit rotate-key
+    """
+    session = session_of(context)
+    vkey = at_log(session.existing_home(), "rotate_key")
+    if session.json:
+        print_json({"vkey": vkey})
+    else:
+        echo(f"the log is signed by a new key from now on: {vkey}")
+        echo("hand its public key, HOME/keys/log.vkey, to whoever checks this log; the old one leads to it as well")
+
+
+def at_log(home: Path, op: str) -> str:
+    """`checkpoint` (answers the note) or `rotate_key` (the vkey), by the process that has the home open, or by this.
 
     Raises: StoreLocked, when that process cannot be asked; StoreCorrupt; AuditUnavailable.
     """
     import asyncio
 
-    return asyncio.run(_sign(home))
+    return asyncio.run(_at_log(home, op))
 
 
-async def _sign(home: Path) -> str:
+async def _at_log(home: Path, op: str) -> str:
     from enhanced_agent_bus.clock import SystemClock
     from enhanced_agent_bus.control import call
     from enhanced_agent_bus.errors import StoreLocked
@@ -212,11 +229,11 @@ async def _sign(home: Path) -> str:
         path = control_socket(home)
         if path is None:
             raise
-        return str(call(path, "checkpoint", {}))
+        return str(call(path, op, {}))
     try:
         ledger = await SqliteLedger.open(place, clock=SystemClock())
         try:
-            return await ledger.checkpoint()
+            return await (ledger.rotate_key() if op == "rotate_key" else ledger.checkpoint())
         finally:
             await ledger.close()
     finally:

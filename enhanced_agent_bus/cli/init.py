@@ -34,6 +34,13 @@ def init(
             help="In a home that lost its high-water mark: take the active revision for it; recorded.",
         ),
     ] = False,
+    new_log: Annotated[
+        bool,
+        typer.Option(
+            "--new-log",
+            help="In a home whose log is lost or damaged: put it aside and begin a new one; recorded.",
+        ),
+    ] = False,
 ) -> None:
     """Write an application to start from, and its home.
 
@@ -50,6 +57,9 @@ def init(
             print_json(mark)
         else:
             echo(f"the highest revision is now {mark['revision']}, {mark['digest']}")
+        return
+    if new_log:
+        _say_begun(session, asyncio.run(_new_log(_home_in(session, folder))))
         return
     explicit = session.home != Path(DEFAULT_HOME)
     home = session.home if explicit else folder / DEFAULT_HOME
@@ -149,6 +159,62 @@ async def _reset_revision(home: Path) -> dict[str, Any]:
             await ledger.close()
     finally:
         place.release()
+
+
+async def _new_log(home: Path) -> dict[str, Any]:
+    """Begins a new log where the old one is lost, and says what was declared. Raises: CliError, when it is not."""
+    from enhanced_agent_bus.clock import SystemClock
+    from enhanced_agent_bus.ledger.anew import begin_anew
+    from enhanced_agent_bus.ledger.home import HomeLock
+    from enhanced_agent_bus.ledger.sqlite import SqliteLedger
+
+    why = await _what_is_lost(home)
+    lock = HomeLock.take(home)
+    try:
+        place = begin_anew(home.absolute(), lock, why)
+        loss = dict(place.loss or {})
+        ledger = await SqliteLedger.open(place, clock=SystemClock())
+        await ledger.close()
+        return {"origin": place.origin, "lost": loss, "home": str(home)}
+    finally:
+        lock.release()
+
+
+async def _what_is_lost(home: Path) -> str:
+    """Why the log of a home cannot be gone on with. Raises: CliError, when it can."""
+    from enhanced_agent_bus.cli.audit import verify_home
+    from enhanced_agent_bus.clock import SystemClock
+    from enhanced_agent_bus.errors import StoreCorrupt
+    from enhanced_agent_bus.ledger.home import open_home
+    from enhanced_agent_bus.ledger.sqlite import SqliteLedger
+
+    try:
+        place = open_home(home, make=False)
+        try:
+            ledger = await SqliteLedger.open(place, clock=SystemClock())
+            await ledger.close()
+        finally:
+            place.release()
+    except StoreCorrupt as error:
+        return error.message
+    verdict = verify_home(home)
+    if verdict["integrity"] == "bad" and verdict["first_bad"] is not None:
+        return str(verdict["first_bad"]["why"])
+    remedy = "`--new-log` is for a home whose log is lost, or damaged beyond what a backup can mend"
+    raise CliError(f"the log of {home} is whole, and goes on", remedy=remedy)
+
+
+def _say_begun(session: Session, begun: dict[str, Any]) -> None:
+    if session.json:
+        print_json(begun)
+        return
+    lost = begun["lost"]
+    known = (
+        f"its newest checkpoint signs {lost['size']} records" if lost["size"] is not None else "nothing else is known"
+    )
+    echo(f"declared the log {lost['origin']} as lost ({safe(lost['why'])}); {known}")
+    echo(f"what is left of it lies in {safe(Path(begun['home']) / lost['aside'])}")
+    echo(f"began the log {begun['origin']}; messages that waited, facts and registrations are gone with the old one")
 
 
 async def _open_once(home: Path, constitution: Path) -> tuple[str, int]:

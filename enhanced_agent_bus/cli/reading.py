@@ -45,7 +45,7 @@ def database(home: Path) -> Iterator[sqlite3.Connection]:
     """Raises: StoreCorrupt, when the home has lost its database or its names."""
     for name in ("bus.db", "home.json"):
         if not (home / name).is_file():
-            remedy = "restore it from a backup; nothing is started in its place"
+            remedy = "restore it from a backup; without one, `eab init --new-log` begins anew"
             raise StoreCorrupt(f"the home {home} has lost its {name}", remedy=remedy)
     with open_database(home) as connection:
         yield connection

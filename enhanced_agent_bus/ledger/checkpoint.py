@@ -98,10 +98,14 @@ class Signer:
     def verifier(self) -> Verifier:
         return Verifier(self.name, self.key.public_key())
 
-    def sign(self, checkpoint: Checkpoint) -> str:
-        text = checkpoint.text
-        signature = base64.b64encode(self.verifier.key_id + self.key.sign(text.encode())).decode()
-        return f"{text}\n\N{EM DASH} {self.name} {signature}\n"
+    def sign(self, checkpoint: Checkpoint, also: Signer | None = None) -> str:
+        """The note; signed by another key as well, where one follows the other."""
+        lines = self._line(checkpoint) + ("" if also is None else also._line(checkpoint))  # noqa: SLF001 - a Signer
+        return f"{checkpoint.text}\n{lines}"
+
+    def _line(self, checkpoint: Checkpoint) -> str:
+        signature = base64.b64encode(self.verifier.key_id + self.key.sign(checkpoint.text.encode())).decode()
+        return f"\N{EM DASH} {self.name} {signature}\n"
 
 
 def parse(text: str) -> Checkpoint:

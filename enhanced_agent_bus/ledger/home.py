@@ -37,6 +37,8 @@ _MADE_HERE = frozenset(
     | {"bus.db", "bus.db-journal", "bus.db-wal", "bus.db-shm", _UNFINISHED, _PART}
 )
 _NO_DOUBT = -1
+PENDING = "new_log"  # in home.json: what a new log that is being made will declare as lost
+_NEXT_KEY = "log.key.next"  # the key that a rotation is about to begin with
 BLOCKED = "blocked"  # the file that says what the running bus is held up by
 
 
@@ -115,6 +117,7 @@ class Home:
     signer: Signer
     lock: HomeLock
     fresh: bool
+    loss: Mapping[str, Any] | None = None  # what a new log in a lost one's place declares with its first record
 
     @property
     def origin(self) -> str:
@@ -135,19 +138,54 @@ class Home:
 
     def finish(self) -> None:
         """From here on this folder is a home: what is missing from it later was lost."""
+        if self.loss is not None:
+            names = read_names(self.path / "home.json")
+            write_names(self.path / "home.json", {name: names[name] for name in names if name != PENDING})
+            self.loss = None
+            return
         (self.path / _UNFINISHED).replace(self.path / "home.json")
         sync_folder(self.path)
         self.fresh = False
 
     def read_mark(self) -> dict[str, Any] | None:
         """The high-water mark that the bus keeps in home.json (its constitution's revision); None without."""
-        mark = _names(self._file()).get("high_water")
+        mark = read_names(self._file()).get("high_water")
         return dict(mark) if isinstance(mark, dict) else None
 
     def write_mark(self, mark: Mapping[str, Any]) -> None:
         """Keeps the mark, outside the database, so that losing the one does not lose the other."""
         file = self._file()
-        write_atomically(file, _dump({**_names(file), "high_water": dict(mark)}))
+        write_names(file, {**read_names(file), "high_water": dict(mark)})
+
+    def next_signer(self) -> Signer:
+        """A new key under this log's name, kept until `take_next_key`. Raises: OSError."""
+        signer = Signer(self.origin, Ed25519PrivateKey.generate())
+        write_atomically(self.path / "keys" / _NEXT_KEY, _private(signer), mode=0o600)
+        return signer
+
+    @property
+    def has_next_key(self) -> bool:
+        return (self.path / "keys" / _NEXT_KEY).exists()
+
+    def take_next_key(self, vkey: str | None) -> None:
+        """From here on the next key signs, when it is the one that the log names; else there is none any more.
+
+        The old public key stays in `keys/`. Cut off anywhere, it is done again at the next opening. Raises: OSError.
+        """
+        folder = self.path / "keys"
+        file = folder / _NEXT_KEY
+        key = load_pem_private_key(file.read_bytes(), password=None)
+        assert isinstance(key, Ed25519PrivateKey)
+        signer = Signer(self.origin, key)
+        if signer.verifier.vkey != vkey:  # of a rotation that did not come to be
+            file.unlink()
+            return
+        old = self.signer.verifier
+        write_atomically(folder / f"log-{old.key_id.hex()}.vkey", f"{old.vkey}\n".encode())
+        write_atomically(folder / "log.vkey", f"{signer.verifier.vkey}\n".encode())
+        file.replace(folder / "log.key")
+        sync_folder(folder)
+        self.signer = signer
 
     def read_doubt(self) -> int | None:
         """From which seq on records were reported as not written by a store that then broke; None when none were."""
@@ -246,9 +284,7 @@ def _make(folder: Path, lock: HomeLock) -> Home:
         (folder / name).unlink(missing_ok=True)
     (folder / "keys").mkdir(mode=0o700, exist_ok=True)
     (folder / "constitutions").mkdir(exist_ok=True)
-    pem = signer.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    write_atomically(folder / "keys" / "log.key", pem, mode=0o600)
-    write_atomically(folder / "keys" / "log.vkey", f"{signer.verifier.vkey}\n".encode())
+    write_key(folder, signer)
     policy = generate_private_key(SECP256R1())
     pem = policy.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     write_atomically(folder / "keys" / "policy.key", pem, mode=0o600)
@@ -259,10 +295,20 @@ def _make(folder: Path, lock: HomeLock) -> Home:
     return home
 
 
+def write_key(folder: Path, signer: Signer) -> None:
+    """Keeps the log's key, and its public key beside it."""
+    write_atomically(folder / "keys" / "log.key", _private(signer), mode=0o600)
+    write_atomically(folder / "keys" / "log.vkey", f"{signer.verifier.vkey}\n".encode())
+
+
+def _private(signer: Signer) -> bytes:
+    return signer.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
 def _recognise(folder: Path, lock: HomeLock) -> Home:
     if not (folder / "home.json").exists():
         raise _no_home(folder)
-    names = _names(folder / "home.json")
+    names = read_names(folder / "home.json")
     bus, node = names.get("bus"), names.get("node")
     if names.get("v") != HOME_VERSION or not isinstance(bus, str) or not isinstance(node, str):
         raise StoreCorrupt(f"{folder / 'home.json'} cannot be read", remedy="restore it from a backup")
@@ -279,12 +325,13 @@ def _recognise(folder: Path, lock: HomeLock) -> Home:
     if not database.is_file() or not database.stat().st_size:
         raise StoreCorrupt(
             f"the home {folder} has lost its bus.db",
-            remedy="restore it from a backup; nothing is started in its place",
+            remedy="restore it from a backup; without one, `eab init --new-log` begins anew",
         )
     return Home(folder, bus, node, Signer(f"{bus}/{node}", key), lock, fresh=False)
 
 
-def _names(file: Path) -> dict[str, Any]:
+def read_names(file: Path) -> dict[str, Any]:
+    """What home.json says. Raises: StoreCorrupt."""
     try:
         names = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
@@ -292,6 +339,11 @@ def _names(file: Path) -> dict[str, Any]:
             f"{file} cannot be read ({type(error).__name__})", remedy="restore it from a backup"
         ) from None
     return names if isinstance(names, dict) else {}
+
+
+def write_names(file: Path, names: Mapping[str, Any]) -> None:
+    """Raises: OSError."""
+    write_atomically(file, _dump(names))
 
 
 def _dump(names: Mapping[str, Any]) -> bytes:

@@ -289,6 +289,9 @@ class MemoryLedger:
     async def checkpoint(self) -> str:
         raise AuditUnavailable("a log in memory signs no checkpoints", remedy="open a bus with a home on disk")
 
+    async def rotate_key(self) -> str:
+        return await self.checkpoint()
+
     async def close(self) -> None:
         if self._closed:
             return

@@ -176,6 +176,9 @@ class SqliteLedger:
     async def checkpoint(self) -> str:
         return str(await self._ask(Store.sign))
 
+    async def rotate_key(self) -> str:
+        return str(await self._ask(Store.rotate))
+
     async def _ask(self, work: Callable[[Store], Any]) -> Any:
         """Has the writer do something after all that was put until now."""
         if self._closed or os.getpid() != self._pid:

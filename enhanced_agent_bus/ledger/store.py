@@ -19,7 +19,7 @@ import orjson
 from enhanced_agent_bus import faultpoints
 from enhanced_agent_bus.errors import StoreCorrupt
 from enhanced_agent_bus.ledger import merkle, rows, sql
-from enhanced_agent_bus.ledger.checkpoint import Checkpoint
+from enhanced_agent_bus.ledger.checkpoint import Checkpoint, Signer
 from enhanced_agent_bus.ledger.home import Home, write_atomically
 from enhanced_agent_bus.outcome import END_STATES, WAITING_STATES
 from enhanced_agent_bus.ports import Clock, Entry, Move, StoredMessage
@@ -33,9 +33,10 @@ CHECKPOINT_FILE_SECONDS: Final = 0.2
 HEARTBEAT_SECONDS: Final = 3600.0
 _PAGE_ROWS: Final = 1000
 _RECORD: Final = rows.blob(b'{"v":1,"seq":%d%b%b')
+_VKEY: Final = "log.vkey"  # the setting that names the key of the newest rotation
 _DOUBT: Final = "audit_unavailable"
 
-RESTORE: Final = "restore the home from a backup; nothing is started in its place"
+RESTORE: Final = "restore the home from a backup; without one, `eab init --new-log` begins anew"
 
 
 #: An entry on its way to the disk, what its record will hold, and whether that tells the envelope which it opens.
@@ -96,7 +97,8 @@ class Store:
 
         Raises: StoreCorrupt; sqlite3.OperationalError and OSError, when the disk does not answer.
         """
-        mode = "rwc" if home.fresh else "rw"
+        made = home.fresh or home.loss is not None
+        mode = "rwc" if made else "rw"
         # Opened by one thread and used by another, one at a time.
         database = sqlite3.connect(
             f"{home.database.as_uri()}?mode={mode}",
@@ -108,13 +110,14 @@ class Store:
         store = cls(home, database, clock)
         try:
             store._prepare()
-            if home.fresh:
+            if made:
                 database.executescript(sql.SCHEMA)
-                store.write([], checkpoint=True)
+                store.write([] if home.loss is None else [_queued(Entry("gap", dict(home.loss)))], checkpoint=True)
                 store.file_checkpoint()
                 home.finish()
             else:
                 store._recover(verify_records)
+                store._take_next_key()
         except sqlite3.Error as error:
             store.close()
             raise damage(error) or error from None
@@ -152,12 +155,10 @@ class Store:
         if count != size or not size:
             raise StoreCorrupt(f"the log has {count} records where {size} were written", remedy=RESTORE)
         self._verify_file(size)
-        start = self._checkpoint_row(
-            self._db.execute(sql.CHECKPOINT_BEFORE, (max(0, size - verify_records),)).fetchone()
-        )
         newest = self._checkpoint_row(self._db.execute(sql.NEWEST_CHECKPOINT).fetchone())
-        tree = start.tree()
-        self._replay(tree, start.size, newest.size)
+        # Where to begin is not trusted (an older key may have signed it): the newest root would not come out.
+        tree, begin = self._start(max(0, size - verify_records))
+        self._replay(tree, begin, newest.size)
         if tree != newest.tree():
             raise StoreCorrupt(f"a record before {newest.size} is not what was signed", remedy=RESTORE)
         self._replay(tree, newest.size, size)
@@ -169,6 +170,17 @@ class Store:
         self._unfiled = newest.note  # a crash may have come between the record and the file
         # A log that ends in its newest checkpoint has nothing new to vouch for.
         self._changed = newest.seq != size - 1
+
+    def _start(self, size: int) -> tuple[list[bytes], int]:
+        """The newest tree that is not larger than this; at the least the empty one."""
+        row = self._db.execute(sql.CHECKPOINT_BEFORE, (size,)).fetchone()
+        if row is None:
+            return [], 0
+        start = _CheckpointRow(*row)
+        try:
+            return start.tree(), start.size
+        except ValueError as error:
+            raise StoreCorrupt(f"the checkpoint at size {start.size} is damaged: {error}", remedy=RESTORE) from None
 
     def _replay(self, tree: list[bytes], seq: int, end: int) -> None:
         """Grows a tree of `seq` leaves over every record up to `end`."""
@@ -209,7 +221,7 @@ class Store:
         if vouched.size > size:
             raise StoreCorrupt(
                 f"the log has {size} records, and its newest checkpoint vouches for {vouched.size}: the end is lost",
-                remedy="restore bus.db with its bus.db-wal from a backup; nothing is started in its place",
+                remedy="restore bus.db with its bus.db-wal from a backup; without one, `eab init --new-log` begins anew",
             )
         row = self._db.execute(sql.CHECKPOINT_AT, (vouched.size,)).fetchone()
         if row is None or row[2] != note:
@@ -234,10 +246,11 @@ class Store:
 
     # --- writing ---------------------------------------------------------------------------------------------------
 
-    def write(self, batch: Sequence[Queued], *, checkpoint: bool = False) -> int:
+    def write(self, batch: Sequence[Queued], *, checkpoint: bool = False, also: Signer | None = None) -> int:
         """Writes a batch in one transaction; its first entry gets the seq that is returned, the rest follow.
 
-        With `checkpoint` the same transaction ends in one: the signed root of all records before it.
+        With `checkpoint` the same transaction ends in one: the signed root of all records before it, signed by `also`
+        as well.
 
         Raises: whatever went wrong; then nothing is known of what is on disk, and this store must be closed.
         """
@@ -245,7 +258,7 @@ class Store:
         head.at_us = max(head.at_us, self._clock.now_us())
         first, table = head.size, _Rows()
         self._add(table, batch, head)
-        signed = self._add_checkpoint(table, head) if checkpoint else None
+        signed = self._add_checkpoint(table, head, also) if checkpoint else None
         self._db.execute("BEGIN IMMEDIATE")
         self._put(table, head)
         for entry in table.rare:
@@ -259,10 +272,10 @@ class Store:
             self._noted, self._noted_monotonic, self._unfiled = signed.size, time.monotonic(), signed.note
         return first
 
-    def _add_checkpoint(self, table: _Rows, head: Head) -> _CheckpointRow:
+    def _add_checkpoint(self, table: _Rows, head: Head, also: Signer | None) -> _CheckpointRow:
         """Signs the tree of all records so far and appends that as a record, which the next one will cover."""
         size, root = head.size, merkle.root_hash(head.frontier)
-        note = self._home.signer.sign(Checkpoint(self._home.origin, size, root))
+        note = self._home.signer.sign(Checkpoint(self._home.origin, size, root), also)
         signed = _CheckpointRow(size, size, note, merkle.pack(head.frontier))
         fields = {
             "size": size,
@@ -272,7 +285,7 @@ class Store:
             "boot": self._clock.boot(),
         }
         entry = Entry("checkpoint", fields)
-        self._add(table, [(entry, rows.rest_of_record(entry), False)], head)
+        self._add(table, [_queued(entry)], head)
         return signed
 
     def roll_back(self) -> None:
@@ -412,6 +425,25 @@ class Store:
         self.file_checkpoint()
         return note
 
+    def rotate(self) -> str:
+        """Begins with a new key: a record of it under a checkpoint that both keys sign; returns the new vkey.
+
+        The transaction is the change: a process that ends after it takes up the new key at the next opening.
+        """
+        old, new = self._home.signer, self._home.next_signer()
+        fields = {"event": "rotated", "previous": old.verifier.vkey, "vkey": new.verifier.vkey}
+        entry = Entry("key", fields, settings={_VKEY: new.verifier.vkey})
+        self.write([_queued(entry)], checkpoint=True, also=new)
+        self._take_next_key()
+        return new.verifier.vkey
+
+    def _take_next_key(self) -> None:
+        if not self._home.has_next_key:
+            return
+        row = self._db.execute(sql.SETTING, (_VKEY,)).fetchone()
+        self.file_checkpoint()  # which both keys signed, before one of them is not there any more
+        self._home.take_next_key(None if row is None else row[0])
+
     # --- doubt and the end -----------------------------------------------------------------------------------------
 
     def end_doubtful(self, first: int, batch: Sequence[Queued] = ()) -> None:
@@ -431,7 +463,7 @@ class Store:
                 undone = move._replace(was=move.state, state=move.was, since_us=now_us, code=_DOUBT, forget=False)
                 ends.append((entry.message_id, undone))
         if ends:
-            self.write([(entry, rows.rest_of_record(entry), False) for entry in itertools.starmap(_end, ends)])
+            self.write([_queued(entry) for entry in itertools.starmap(_end, ends)])
         self._home.write_doubt(None)
 
     def put_right(self, carried: Iterable[Entry]) -> None:
@@ -450,6 +482,10 @@ class Store:
 
     def close(self) -> None:
         self._db.close()
+
+
+def _queued(entry: Entry) -> Queued:
+    return entry, rows.rest_of_record(entry), False
 
 
 def _discarded(message: StoredMessage, now_us: int) -> Move:
