@@ -221,7 +221,7 @@ class Store:
         if vouched.size > size:
             raise StoreCorrupt(
                 f"the log has {size} records, and its newest checkpoint vouches for {vouched.size}: the end is lost",
-                remedy="restore bus.db with its bus.db-wal from a backup; without one, `eab init --new-log` begins anew",
+                remedy="restore bus.db with bus.db-wal from a backup; without one, `eab init --new-log` begins anew",
             )
         row = self._db.execute(sql.CHECKPOINT_AT, (vouched.size,)).fetchone()
         if row is None or row[2] != note:
