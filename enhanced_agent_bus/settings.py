@@ -22,6 +22,7 @@ from enhanced_agent_bus.errors import ConfigInvalid, in_words
 PREFIX = "EAB_"
 EMBEDDED = "embedded"
 POLICY_FILES = ("token_file", "tls_ca", "tls_cert", "tls_key")
+AUDIT_FILES = ("mask",)
 #: Variables with our prefix that are not settings; the last one is for this package's own tests.
 OTHER_VARIABLES = frozenset({"EAB_HOME", "EAB_FAULTPOINT", "EAB_DEBUG", "EAB_HYPOTHESIS"})
 
@@ -135,6 +136,7 @@ class Audit(Section):
     store_payloads: bool = True
     checkpoint_seconds: Seconds = 10.0
     checkpoint_records: Count = 1000
+    mask: Path | None = None  # Rego that says what is taken out of payloads before they leave the process
 
 
 class Settings(Section):
@@ -180,11 +182,12 @@ def _from_file(path: Path) -> dict[str, Any]:
             section["path"] = str(path.parent / section["path"])
         if isinstance(section.get("trust"), list):
             section["trust"] = [str(path.parent / one) if isinstance(one, str) else one for one in section["trust"]]
-    policy = values.get("policy")
-    if isinstance(policy, dict):
-        for key in POLICY_FILES:
-            if isinstance(policy.get(key), str):
-                policy[key] = str(path.parent / policy[key])
+    for name, keys in (("policy", POLICY_FILES), ("audit", AUDIT_FILES)):
+        section = values.get(name)
+        if isinstance(section, dict):
+            for key in keys:
+                if isinstance(section.get(key), str):
+                    section[key] = str(path.parent / section[key])
     return values
 
 

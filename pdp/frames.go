@@ -36,6 +36,7 @@ const (
 	opClaims
 	opSign
 	opVerify
+	opMask
 )
 
 var errFrameSize = errors.New("a frame with an impossible length")

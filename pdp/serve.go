@@ -166,6 +166,8 @@ func (s *server) answer(question frame) (any, error) {
 		return sign(r.Path, r.Out, r.Token)
 	case opVerify:
 		return verify(r.Path, r.Keys)
+	case opMask:
+		return s.loadMask(r)
 	}
 	return nil, &failure{Code: "malformed", Message: fmt.Sprintf("there is no op %d", question.op)}
 }

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from enhanced_agent_bus.cli.faults import CliError
+from enhanced_agent_bus.cli.faults import UNDECIDED, CliError
 from enhanced_agent_bus.cli.render import counted, echo, print_json, safe
-from enhanced_agent_bus.cli.session import note_access, session_of
+from enhanced_agent_bus.cli.session import Session, note_access, session_of
 
 if TYPE_CHECKING:
     from enhanced_agent_bus.audit.formats.row import Origin, Row
+    from enhanced_agent_bus.cli.masking import Masking
 
     Line = Callable[[Row, Origin], bytes | None]
 
@@ -75,30 +77,50 @@ def export(
         remedy = "`--format cloudevents --payload` has each record with its payload"
         raise CliError("jsonl is the stored bytes, and payloads are not among them", remedy=remedy)
     rows = exported_rows(home, since=since, until=until, content=payload)
-    if payload:
-        bounds = [f" {name} {time}" for name, time in (("since", since), ("until", until)) if time is not None]
-        note_access(session, "audit export", f"decisions{''.join(bounds)}")
-    if format is Format.PARQUET:
-        count = _write_table(rows, output, content=payload)
-    else:
-        count = _write_lines(_lines(rows, format, home), output)
-    if output is None:
-        return
+    origin, mask = (None, None) if format is Format.JSONL else _origin_and_mask(home)
+    with ExitStack() as stack:
+        if mask is not None and (payload or format is Format.OPA):
+            rows = stack.enter_context(mask.applied(rows))
+        if payload:
+            bounds = [f" {name} {time}" for name, time in (("since", since), ("until", until)) if time is not None]
+            note_access(session, "audit export", f"decisions{''.join(bounds)}")
+        if format is Format.PARQUET:
+            count = _write_table(rows, output, content=payload)
+        else:
+            count = _write_lines(_lines(rows, format, origin), output)
+    if output is not None:
+        _tell(session, format, output, count)
+    if mask is not None and mask.failed:
+        what = (
+            f"the mask gave no usable answer to {counted(mask.failed, 'decision')}, exported without input and result"
+        )
+        raise CliError(what, remedy=mask.remedy, code="mask_failed", status=UNDECIDED)
+
+
+def _tell(session: Session, format: Format, output: Path, count: int) -> None:
     if session.json:
         print_json({"file": str(output), "format": format.value, "records": count})
     else:
         echo(f"wrote {counted(count, _ONE_OF.get(format, 'record'))} to {safe(output)}")
 
 
-def _lines(rows: Iterable[Row], format: Format, home: Path) -> Iterator[bytes]:
-    if format is Format.JSONL:
-        return (row.body for row in rows)
+def _origin_and_mask(home: Path) -> tuple[Origin, Masking | None]:
+    """What the settings say. Raises: ConfigInvalid."""
     from enhanced_agent_bus import __version__
-    from enhanced_agent_bus.audit.formats import cloudevents, ocsf, opa, otel
     from enhanced_agent_bus.audit.formats.row import Origin
+    from enhanced_agent_bus.cli.masking import Masking
     from enhanced_agent_bus.settings import load_settings
 
-    origin = Origin(__version__, load_settings(home).policy.bundle)
+    settings = load_settings(home)
+    origin = Origin(__version__, settings.policy.bundle)
+    return origin, None if settings.audit.mask is None else Masking(settings.audit.mask, origin)
+
+
+def _lines(rows: Iterable[Row], format: Format, origin: Origin | None) -> Iterator[bytes]:
+    if origin is None:
+        return (row.body for row in rows)
+    from enhanced_agent_bus.audit.formats import cloudevents, ocsf, opa, otel
+
     line: Line = {
         Format.OPA: opa.line,
         Format.OCSF: ocsf.line,

@@ -39,6 +39,7 @@ class Op(IntEnum):
     CLAIMS = 12
     SIGN = 13
     VERIFY = 14
+    MASK = 15
 
 
 class GarbageError(ValueError):

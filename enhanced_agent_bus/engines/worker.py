@@ -38,7 +38,7 @@ from enhanced_agent_bus.engines.frames import (
     decide_head,
     encode,
 )
-from enhanced_agent_bus.errors import BusError, ConstitutionRejected, EngineMissing
+from enhanced_agent_bus.errors import BusError, ConfigInvalid, ConstitutionRejected, EngineMissing
 from enhanced_agent_bus.ports import Checked, Loaded, Problem, Verified
 from enhanced_agent_bus.verdict import Answer
 
@@ -642,6 +642,21 @@ class WorkerEngine:
         except _Refused as refused:
             raise _rejected(path, refused) from refused
         return _loaded(answer, str(packed["source"]))
+
+    async def load_mask(self, path: Path, text: str) -> str:
+        """Makes one module that says what is masked ready in one worker; `decide` takes the digest that comes back.
+
+        A worker that replaces it does not know it. Raises: ConfigInvalid, when it does not compile; EngineMissing.
+        """
+        link = await self._any_link()
+        try:
+            answer = await link.call(Op.MASK, {"path": str(path), "source": text}, LOAD_SECONDS)
+        except _Refused as refused:
+            remedy = "correct it, or leave out the setting audit.mask"
+            raise ConfigInvalid(f"the mask {path} cannot be used: {refused.message}", remedy=remedy) from None
+        except WorkerLostError:
+            raise EngineMissing("the policy worker ended while it read the mask", remedy="see `eab doctor`") from None
+        return str(answer["digest"])
 
     async def drop(self, digest: str) -> None:
         self._bundles.pop(digest, None)

@@ -35,15 +35,12 @@ def event(row: Row, origin: Origin) -> Document | None:
         "bundles": {origin.bundle: {"revision": str(record["revision"])}},
         "path": PATH,
     }
-    content, erased = row.content or {}, list(row.erased)
+    content = row.content or {}
     if record["input"] is not None:
         found["input"] = _input(record, content)
-        erased += [path for path in _left_out(record, content) if path not in erased]
+        if erased := _left_out(record, content):
+            found["erased"] = erased
     found |= _answer(record, content)
-    if erased:
-        found["erased"] = erased
-    if row.masked:
-        found["masked"] = list(row.masked)
     found |= {"requested_by": record["sender"], "timestamp": record["at"]}
     if record["input"] is not None and record["cached_from"] is None:
         found["metrics"] = {"timer_rego_query_eval_ns": record["eval_us"] * 1000}
@@ -53,7 +50,7 @@ def event(row: Row, origin: Origin) -> Document | None:
 
 def line(row: Row, origin: Origin) -> bytes | None:
     """The event on one line."""
-    found = event(row, origin)
+    found = row.event if row.event is not None else event(row, origin)
     return None if found is None else orjson.dumps(found)
 
 

@@ -31,6 +31,7 @@ class Row(NamedTuple):
     content: Mapping[str, Any] | None = None
     erased: tuple[str, ...] = ()  # what a mask took out of the content: paths as OPA writes them
     masked: tuple[str, ...] = ()  # what a mask put something else for
+    event: Document | None = None  # as a mask left it: the decision log event
 
 
 def nanoseconds(at: str) -> int:
