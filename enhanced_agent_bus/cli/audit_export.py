@@ -33,6 +33,7 @@ class Format(StrEnum):
     OTEL = "otel"
 
 
+WHAT_CHARS_MAX: Final = 1000  # of a query, in the access record
 #: What the records of a format are called when they are counted.
 _ONE_OF: Final = {Format.OPA: "decision"}
 
@@ -47,8 +48,9 @@ def export(
     *,
     format: Annotated[Format, typer.Option("--format", help="What it is written as.")] = Format.JSONL,
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="FILE", help="Else standard output.")] = None,
-    since: Annotated[str | None, typer.Option(metavar="TIME", help="Not before (RFC 3339).")] = None,
-    until: Annotated[str | None, typer.Option(metavar="TIME", help="Before (RFC 3339).")] = None,
+    query: Annotated[str, typer.Option(metavar="TEXT", help="Only what `eab audit search TEXT` finds.")] = "",
+    since: Annotated[str | None, typer.Option(metavar="TIME", help="Not before: a time, a date, 24h.")] = None,
+    until: Annotated[str | None, typer.Option(metavar="TIME", help="Before: a time, a date, 24h.")] = None,
     payload: Annotated[
         bool, typer.Option("--payload", help="With what stands apart from decisions; recorded.")
     ] = False,
@@ -76,14 +78,15 @@ def export(
     if format is Format.JSONL and payload:
         remedy = "`--format cloudevents --payload` has each record with its payload"
         raise CliError("jsonl is the stored bytes, and payloads are not among them", remedy=remedy)
-    rows = exported_rows(home, since=since, until=until, content=payload)
+    rows = exported_rows(home, query=query, since=since, until=until, content=payload)
     origin, mask = (None, None) if format is Format.JSONL else _origin_and_mask(home)
     with ExitStack() as stack:
         if mask is not None and (payload or format is Format.OPA):
             rows = stack.enter_context(mask.applied(rows))
         if payload:
-            bounds = [f" {name} {time}" for name, time in (("since", since), ("until", until)) if time is not None]
-            note_access(session, "audit export", f"decisions{''.join(bounds)}")
+            bounds = [query, *(f"{name}:{time}" for name, time in (("since", since), ("until", until)) if time)]
+            what = " ".join(["decisions", *filter(None, bounds)])
+            note_access(session, "audit export", what[:WHAT_CHARS_MAX])
         if format is Format.PARQUET:
             count = _write_table(rows, output, content=payload)
         else:

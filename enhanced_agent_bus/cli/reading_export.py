@@ -14,7 +14,9 @@ from typing import Any, Final
 import orjson
 
 from enhanced_agent_bus.audit.formats.row import Row
-from enhanced_agent_bus.cli.reading import database, one, record_time
+from enhanced_agent_bus.audit.query import Query
+from enhanced_agent_bus.cli.reading import database, one
+from enhanced_agent_bus.cli.reading_log import query_of
 from enhanced_agent_bus.cli.session import Json
 
 PAGE_ROWS: Final = 500
@@ -27,34 +29,38 @@ _TEXTS: Final = "SELECT salt, body FROM texts WHERE seq = ?"
 
 
 def exported_rows(
-    home: Path, *, since: str | None = None, until: str | None = None, content: bool = False
+    home: Path, *, query: str = "", since: str | None = None, until: str | None = None, content: bool = False
 ) -> Iterator[Row]:
-    """The records of these times, in order, up to the last that there was at the beginning.
+    """The records that a query finds, in order, up to the last that there was at the beginning.
 
     With `content` a decision comes with what stands apart from it, as far as that is kept and is what was decided on.
-    Raises: StoreCorrupt; CliError, for a time that is none.
+    Raises: StoreCorrupt; CliError, for a query or a time that is none.
     """
-    first, last = (None if text is None else record_time(text) for text in (since, until))
+    wanted = query_of([query] if query else (), since=since, until=until)
     with database(home) as connection:
         end = one(connection, _LAST)
-    rows = _rows(home, end, content=content)
-    return (row for row in rows if (not first or row.record["at"] >= first) and (not last or row.record["at"] < last))
+    return _rows(home, end, wanted, content=content)
 
 
-def _rows(home: Path, end: int, *, content: bool) -> Iterator[Row]:
+def _rows(home: Path, end: int, wanted: Query, *, content: bool) -> Iterator[Row]:
     seq = 0
     while seq <= end:
         with database(home) as connection:
             page = connection.execute(_PAGE, (seq, end, PAGE_ROWS)).fetchall()
-            rows = [_row(connection, number, bytes(body), content=content) for number, body in page]
+            bodies = [(number, bytes(body)) for number, body in page]
+            found = [(number, body, wanted.read(body)) for number, body in bodies]
+            rows = [
+                _row(connection, number, body, record, content=content)
+                for number, body, record in found
+                if record is not None
+            ]
         if not page:
             return
         yield from rows
         seq = page[-1][0] + 1
 
 
-def _row(connection: sqlite3.Connection, seq: int, body: bytes, *, content: bool) -> Row:
-    record = orjson.loads(body)
+def _row(connection: sqlite3.Connection, seq: int, body: bytes, record: dict[str, Json], *, content: bool) -> Row:
     if content and record["kind"] == "decision":
         return Row(body, record, _content(connection, seq, record))
     return Row(body, record)

@@ -184,6 +184,24 @@ def test_a_part_of_the_log_is_what_its_times_say(format: str, folder: Path, caps
     assert not Path("never").exists()
 
 
+def test_a_query_chooses_what_is_exported(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same records as `eab audit search` finds with it, and one that means nothing is exit 2."""
+    query = "verdict:refuse -rule:same_tenant"
+    found = export("jsonl", "--query", query)
+    wanted = [record for record in decisions(stored(folder)) if record["verdict"] == "refuse"]
+    assert [record["seq"] for record in found] == [
+        record["seq"] for record in wanted if record["reasons"][0]["rule"] != "same_tenant"
+    ]
+    assert found
+    assert export("opa", "--query", query, "--payload")
+    [access] = [record for record in stored(folder) if record["kind"] == "access"]
+    assert access["what"] == f"decisions {query}"
+    capsys.readouterr()
+    assert run_command(["audit", "export", "--query", "verdit:refuse", "-o", "never"]) == 2
+    assert "'verdict'" in capsys.readouterr().err
+    assert not Path("never").exists()
+
+
 @pytest.mark.parametrize("format", [*LINES, "parquet", "jsonl"])
 def test_no_payload_and_no_header_is_in_an_export(format: str, folder: Path) -> None:
     """Whatever the format: they stand apart from records."""
