@@ -27,8 +27,9 @@ from enhanced_agent_bus.ports import AgentRow
 PAGE_ROWS: Final = 1000
 SHOW_REMEDY: Final = "`eab audit search` finds ids; a message, a decision or a seq can be named"
 
-_LAST_OF_KINDS: Final = "SELECT body FROM records WHERE kind IN (?, ?) ORDER BY seq DESC LIMIT 1"
-_ALL_OF_KIND: Final = "SELECT body FROM records WHERE kind = ? ORDER BY seq"
+_LAST_DECISION: Final = "SELECT body FROM records WHERE kind = 'decision' ORDER BY seq DESC LIMIT 1"
+_NEWEST_OF_RARE: Final = f"SELECT max(seq) FROM records WHERE {sql.RARE} AND kind = ?"  # noqa: S608 - constants
+_ALL_OF_RARE: Final = f"SELECT body FROM records WHERE {sql.RARE} AND kind = ? ORDER BY seq"  # noqa: S608 - constants
 OF_MESSAGE: Final = "SELECT body FROM records WHERE message_id = ? ORDER BY seq"
 BY_SEQ: Final = "SELECT body FROM records WHERE seq = ?"
 _WAITING_OF_EACH: Final = (
@@ -65,8 +66,9 @@ def status_at_rest(home: Path) -> dict[str, Json]:
     with database(home) as connection:
         names = _names(home)
         size, _, _, accounting = connection.execute(sql.GET_HEAD).fetchone()
-        last = one(connection, _LAST_OF_KINDS, ("opened", "closed"))
-        decision = one(connection, _LAST_OF_KINDS, ("decision", "decision"))
+        moments = [one(connection, _NEWEST_OF_RARE, (kind,)) for kind in ("opened", "closed")]
+        last = one(connection, BY_SEQ, (max((seq for seq in moments if seq is not None), default=-1),))
+        decision = one(connection, _LAST_DECISION)
         active = json.loads(one(connection, sql.SETTING, ("constitution",)) or "{}")
         candidate = json.loads(one(connection, sql.SETTING, ("rollout",)) or "null")
         paused = one(connection, sql.SETTING, ("recovery.paused",)) == "1"
@@ -137,7 +139,7 @@ def remembered_agents(home: Path) -> list[dict[str, Json]]:
 def policy_history(home: Path) -> list[dict[str, Json]]:
     """Every activation and rejection, oldest first."""
     with database(home) as connection:
-        return [json.loads(body) for (body,) in connection.execute(_ALL_OF_KIND, ("policy",))]
+        return [json.loads(body) for (body,) in connection.execute(_ALL_OF_RARE, ("policy",))]
 
 
 def not_taken(home: Path) -> str | None:

@@ -130,6 +130,8 @@ def _condition(query: Query) -> tuple[str, list[object]]:
     """What SQLite can throw out without parsing, in SQL of our own making and values."""
     kind = query.exactly("kind")
     parts: list[tuple[str, str | bytes]] = [] if kind is None else [("kind = ?", kind)]
+    if kind is not None and kind not in ("decision", "outcome"):
+        parts = [(f"{sql.RARE} AND kind = ?", kind)]
     parts += [("instr(body, ?)", needle) for needle in query.needles if kind is None or needle != f'"{kind}"'.encode()]
     return "".join(f" AND {part}" for part, _ in parts), [value for _, value in parts]
 

@@ -21,12 +21,15 @@ FITTING: Final = tuple(next(size for size in CHUNKS if size >= rows) for rows in
 NO_ROW: Final = -1
 #: Messages that are listed: those that wait, and dead letters, which may be replayed.
 LISTED_STATES: Final = ("queued", "retrying", "parked", "held", "handed_over", "dead_lettered")
+#: Records that are few beside decisions and outcomes; a query that says so, and the kind, finds them at once.
+RARE: Final = "kind NOT IN ('decision', 'outcome')"
 
 SCHEMA: Final = f"""
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 CREATE TABLE records (seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, message_id TEXT, body BLOB NOT NULL);
 CREATE INDEX records_by_message ON records (message_id) WHERE message_id IS NOT NULL;
+CREATE INDEX records_rare ON records (kind, seq) WHERE {RARE};
 CREATE TABLE messages (
   seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, state TEXT NOT NULL, recipient TEXT NOT NULL,
   opening TEXT NOT NULL, life TEXT);
