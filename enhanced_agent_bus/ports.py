@@ -235,9 +235,10 @@ class AgentRow(NamedTuple):
 class Entry:
     """One record, and all that changes in the same transaction.
 
-    `done(seq, None)` is called on the loop once it is durable, in the order of `put`; `done(-1, error)` when it is
-    not. `certain` marks what has happened whether or not it can be written (an outcome): it is kept and written after
-    the store has been mended, and `done` waits for that.
+    `done(seq, None)` is called on the loop once it is durable: in the order of `put` among the entries of one tenant,
+    and after all that was put before where the entry is of none. `done(-1, error)` is, when it is not. `certain` marks
+    what has happened whether or not it can be written (an outcome): it is kept and written after the store has been
+    mended, and `done` waits for that.
     """
 
     kind: str
@@ -255,6 +256,7 @@ class Entry:
     admitted: Admitted | None = None  # the allow that this entry records
     recorded: Recorded | None = None  # the ledger's ticket for it, made once it is durable
     done: Callable[[int, BusError | None], None] | None = None
+    tenant: str = ""  # of the message's sender; none where it concerns the bus
 
 
 class StoredMessage(NamedTuple):

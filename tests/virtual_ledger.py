@@ -92,13 +92,31 @@ class VirtualLedger:
 
     def _heard(self, done: list[tuple[int, Entry, Any]], size: int, accounting: dict[str, int]) -> None:
         self._size, self._accounting = size, accounting
-        for seq, entry, told in done:
+        for seq, entry, told in self._tenants_in_turn(done):
             if entry.admitted is not None:
                 entry.recorded = Recorded(entry.admitted, seq)
             self._listener.told(seq, entry)
             if told is not None:
                 told(seq, None)
         self._listener.settled(accounting)
+
+    def _tenants_in_turn(self, done: list[tuple[int, Entry, Any]]) -> list[tuple[int, Entry, Any]]:
+        """As the port allows: in order within a tenant, any tenant's first, none past an entry that is of none."""
+        dice = Random(self._size)  # its own: seeds that have found something are to find it again
+        told: list[tuple[int, Entry, Any]] = []
+        lines: dict[str, deque[tuple[int, Entry, Any]]] = {}
+        for item in [*done, None]:
+            if item is not None and item[1].tenant:
+                lines.setdefault(item[1].tenant, deque()).append(item)
+                continue
+            while lines:
+                tenant = dice.choice(list(lines))
+                told.append(lines[tenant].popleft())
+                if not lines[tenant]:
+                    del lines[tenant]
+            if item is not None:
+                told.append(item)
+        return told
 
     def _failed(self, lost: list[Entry], generation: int) -> None:
         self._hand_over()

@@ -38,6 +38,9 @@ class Places:
         """
         if self._closed or self.reserve():
             return not self._closed
+        return await self._in_line(seconds, tenant)
+
+    async def _in_line(self, seconds: float, tenant: str) -> bool:
         place: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(tenant, deque()).append(place)
         try:
@@ -47,7 +50,7 @@ class Places:
             return self._gave_up(place, tenant)
         except asyncio.CancelledError:
             if self._gave_up(place, tenant):
-                self.release()
+                self._hand_back(tenant)
             raise
 
     def close(self) -> None:
@@ -81,12 +84,23 @@ class Places:
 
     def _next_in_turn(self) -> asyncio.Future[bool] | None:
         """Whoever has waited longest of the tenant whose turn it is."""
-        while self._waiting:
-            tenant, queue = next(iter(self._waiting.items()))
+        while (tenant := self._next_tenant()) is not None:
+            queue = self._waiting[tenant]
             del self._waiting[tenant]
             place = queue.popleft()
             if queue:
                 self._waiting[tenant] = queue  # behind the others
             if not place.done():
+                self._given(tenant)
                 return place
         return None
+
+    def _next_tenant(self) -> str | None:
+        return next(iter(self._waiting), None)
+
+    def _given(self, tenant: str) -> None:
+        """A place that this tenant has waited for is its own."""
+
+    def _hand_back(self, _tenant: str) -> None:
+        """Nobody wants it any more."""
+        self.release()

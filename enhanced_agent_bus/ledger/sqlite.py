@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 from enhanced_agent_bus.errors import AuditUnavailable, BusError
 from enhanced_agent_bus.ledger import rows
 from enhanced_agent_bus.ledger.home import Home
+from enhanced_agent_bus.ledger.news import News
 from enhanced_agent_bus.ledger.reads import Reads
 from enhanced_agent_bus.ledger.store import Queued, Store
 from enhanced_agent_bus.ports import AgentRow, Clock, Entry, FactChange, StoredMessage
@@ -75,7 +76,9 @@ class SqliteLedger:
         self._home = home
         self._loop = asyncio.get_running_loop()
         self._writer = writer
-        self._put: list[Queued] = []  # in this turn of the loop: the writer gets them at its end
+        self._put: list[Queued] = []  # the writer gets them at the end of a turn of the loop: see `_hand_over`
+        self._news = News(_durable)
+        self._telling = False  # the next turn goes on with it
         self._reads = Reads(home.database)
         self._pid = os.getpid()
         self._generation = 0
@@ -122,13 +125,14 @@ class SqliteLedger:
         except (TypeError, ValueError) as error:
             _tell(entry, -1, BusError(f"a {entry.kind} record cannot be written as JSON: {error}", code="malformed"))
             return
-        if not self._put:
+        if not self._put and not self._news:
             self._loop.call_soon(self._hand_over)
+        self._news.ask(entry.tenant)
         told = opening is not None and rows.tells(fields, opening.envelope)
         self._put.append((entry, rest, told))
 
     def _hand_over(self) -> None:
-        """Gives the writer what was put in this turn, in one piece.
+        """Gives the writer what was put in this turn, in one piece; while there is news to tell, `_tell_on` does.
 
         Woken by the first entry, it would commit that one alone, and wait for Python's lock while the loop is busy.
         """
@@ -145,7 +149,15 @@ class SqliteLedger:
         return self._size
 
     def accounting(self) -> dict[str, int]:
-        return self._accounting.copy()
+        counts = self._accounting.copy()
+        for entry in self._news:  # as whoever is not told of it still sees it
+            if entry.opening is not None:
+                counts["accepted"] -= 1
+                counts[entry.opening.state] -= 1
+            if entry.move is not None:
+                counts[entry.move.state] -= 1
+                counts[entry.move.was] += 1
+        return counts
 
     def find(self, message_id: str) -> StoredMessage | None:
         return self._read().find(message_id)
@@ -205,6 +217,7 @@ class SqliteLedger:
 
     def last_words(self) -> None:
         """All that was handed over is written and told; what was put on hearing of that is the end."""
+        self._news.tell_all()
         self._hand_over()
         self._ended = True
         self._writer.queue.put(None)
@@ -213,20 +226,44 @@ class SqliteLedger:
 
     def heard(self, committed: _Committed) -> None:
         """A commit is durable."""
-        seq, entries, self._size, self._accounting = committed
-        for entry in entries:
-            if entry.admitted is not None:
-                entry.recorded = Recorded(entry.admitted, seq)
-            done, entry.done = entry.done, None  # what it is bound to often holds the entry: a circle otherwise
-            if done is not None:
-                try:
-                    done(seq, None)
-                except Exception as broken:  # noqa: BLE001 - see `_broken`
-                    _broken(broken)
-            seq += 1
+        first, entries, self._size, self._accounting = committed
+        self._news.add(first, entries)
+        if self._ended:  # the loop may not come back
+            self._news.tell_all()
+            return
+        self._news.tell_some()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """What is left to tell is told in the next turns, when those told now have had theirs."""
+        if not self._telling:
+            self._telling = True
+            self._loop.call_soon(self._tell_on)
+
+    def _tell_on(self) -> None:
+        """The next slice; where tenants share the bus, only while nothing is on its way to the disk.
+
+        Else what one tenant goes on with would be in the way of a commit that another waits for: the writer, which is a
+        thread of the same process, and the turn of the loop that hears of it.
+        """
+        self._telling = False
+        if self._news and self._news.shared and self._news.asking:
+            self._hand_over()
+        elif self._news:
+            self._news.tell_some()
+            self._go_on()
+        else:
+            self._hand_over()
+
+    def refused(self, entry: Entry, error: BusError) -> None:
+        """The store will never take this entry."""
+        self._news.answered(entry.tenant)
+        _tell(entry, -1, error)
+        self._go_on()
 
     def failed(self, entries: list[Entry], error: AuditUnavailable, generation: int) -> None:
         """The store broke; entries put until now belong to what is void."""
+        self._news.tell_all()
         self._hand_over()
         if generation > self._generation:
             self._generation = generation
@@ -234,7 +271,19 @@ class SqliteLedger:
             if self.on_failure is not None:
                 self.on_failure()
         for entry in entries:
+            self._news.answered(entry.tenant)
             _tell(entry, -1, error)
+
+
+def _durable(seq: int, entry: Entry) -> None:
+    if entry.admitted is not None:
+        entry.recorded = Recorded(entry.admitted, seq)
+    done, entry.done = entry.done, None  # what it is bound to often holds the entry: a circle otherwise
+    if done is not None:
+        try:
+            done(seq, None)
+        except Exception as broken:  # noqa: BLE001 - see `_broken`
+            _broken(broken)
 
 
 def _tell(entry: Entry, seq: int, error: BusError) -> None:
@@ -408,7 +457,7 @@ class _Writer:
             except UNWRITABLE as error:
                 store.roll_back()
                 refusal = BusError(f"a {item[0].kind} record cannot be stored: {error}", code="malformed")
-                self._post(_tell, item[0], -1, refusal)
+                self._post(self._ledger.refused, item[0], refusal)
             else:
                 self._report(store, first, [item])
             del batch[0]

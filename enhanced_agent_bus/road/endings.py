@@ -102,7 +102,15 @@ class Endings:
         done = partial(self._told, parcel, outcome, facts, written)
         self._desk.ledger.put(
             Entry(
-                "outcome", fields, message_id=envelope.id, move=move, texts=texts, facts=facts, certain=True, done=done
+                "outcome",
+                fields,
+                message_id=envelope.id,
+                move=move,
+                texts=texts,
+                facts=facts,
+                certain=True,
+                done=done,
+                tenant=envelope.tenant,
             )
         )
         return written

@@ -184,6 +184,7 @@ class Rescue:
             facts=decided.changes,
             texts=decided.texts,
             admitted=decided.admitted,
+            tenant=parcel.envelope.tenant,
         )
         if decided.verdict != "refuse":
             parcel.added = list(decided.added)

@@ -15,9 +15,9 @@ from enhanced_agent_bus.admission.seal import SALT_BYTES, commitment, seal
 from enhanced_agent_bus.admission.sight import Case
 from enhanced_agent_bus.agent import Draft
 from enhanced_agent_bus.delivery.parcel import Parcel
-from enhanced_agent_bus.delivery.places import Places
 from enhanced_agent_bus.delivery.runner import misfits
-from enhanced_agent_bus.errors import BusError
+from enhanced_agent_bus.delivery.shares import SharedPlaces
+from enhanced_agent_bus.errors import BusClosed, BusError
 from enhanced_agent_bus.message import MESSAGE_ID, TYPES, Envelope, Message, shown
 from enhanced_agent_bus.outcome import END_STATES, Receipt
 from enhanced_agent_bus.ports import Entry, Opening, StoredMessage
@@ -48,7 +48,7 @@ class Sending:
         self._endings = endings
         self._mailroom = mailroom
         self._rescue = rescue
-        self._room = Places(desk.settings.limits.inflight)  # for what is being decided
+        self._room = SharedPlaces(desk.settings.limits.inflight, desk.clock.monotonic)  # for what is being decided
         self._claims: dict[str, asyncio.Future[None]] = {}  # given ids that are being sent right now
         self._putting: dict[str, asyncio.Future[None] | None] = {}  # of them, those on their way to the disk
 
@@ -123,9 +123,8 @@ class Sending:
                     misfit = "its tenant can say why"  # nobody has decided yet that this sender may know more
                 refusal = Refusal("malformed", f"{found.id} does not take this payload: {misfit}", "send what it takes")
                 return await self.turn_away(message_id, sender, found, topic, draft, refusal, shaped)
-            if not self._room.reserve():
-                while not await self._room.wait_for_place(RECORD_SECONDS_MAX, sender.tenant):
-                    self._desk.require_open()
+            if not self._room.take(sender.tenant):
+                await self._wait_for_room(sender.tenant)
             try:
                 case, parcel = self.addressed(message_id, sender, found, topic, shaped, replier)
                 admission = self._desk.admission
@@ -134,7 +133,7 @@ class Sending:
                 written = self.record(parcel, decided, post)
                 seq = written.seq if written.seq >= 0 else await written.wait()
             finally:
-                self._room.release()
+                self._room.give_back(sender.tenant)
         finally:
             if not accepted:
                 post.mailbox.release()
@@ -143,6 +142,15 @@ class Sending:
         return receipt_of(
             self._desk.ledger, case.addressed.envelope, decided, seq, partial(self._endings.outcome_of, parcel)
         ), parcel
+
+    async def _wait_for_room(self, tenant: str) -> None:
+        while not await self._room.wait(RECORD_SECONDS_MAX, tenant):
+            self._desk.require_open()
+        try:
+            self._desk.require_open()
+        except BusClosed:
+            self._room.give_back(tenant)
+            raise
 
     def _find(self, sender: Party, to: str | None, capability: str | None) -> Party | tuple[Refusal, Party]:
         """The recipient; or why there is none, and who it would have been."""
@@ -250,6 +258,7 @@ class Sending:
             facts=decided.changes,
             texts=decided.texts,
             admitted=decided.admitted,
+            tenant=envelope.tenant,
         )
         if decided.verdict == "refuse":
             entry.done = partial(self._desk.settled, decided, written)

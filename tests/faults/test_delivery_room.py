@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -333,14 +333,29 @@ async def flooding(agent: Agent, to: str, senders: int) -> AsyncIterator[None]:
         await asyncio.gather(*tasks)
 
 
-async def beside_a_flood(folder: Path, senders: int, *, shared: bool, rounds: int = 1, sends: int = 10) -> list[int]:
-    """How many of a flood's messages were started between each of another tenant's sends and its start.
+class Trips(NamedTuple):
+    """One tenant's round trips, from send to outcome: what they took, and what another tenant had started meanwhile."""
 
-    The other tenant sends one message after another, alone and beside the flood, in turn; what it waits is printed.
+    seconds: list[float]
+    cpu_seconds: list[float]  # of this process, whoever it worked for
+    behind: list[int]  # before its own message started
+
+    def say(self, words: str) -> None:
+        tenth = statistics.quantiles(self.seconds, n=10)[-1]
+        say(
+            f"{words}: median {statistics.median(self.seconds) * 1e3:.2f} ms, p90 {tenth * 1e3:.2f} ms, "
+            f"{statistics.median(self.cpu_seconds) * 1e3:.2f} ms of CPU, started before: {sorted(self.behind)}"
+        )
+
+
+async def beside_floods(
+    folder: Path, *floods: int, shared: bool = False, rounds: int = 1, sends: int = 10
+) -> list[Trips]:
+    """One tenant sends one message after another, beside floods of so many senders of another, in turn.
+
+    What it waits is printed. With `shared` both have one recipient.
     """
-    alone: list[float] = []
-    beside: list[float] = []
-    behind: list[int] = []
+    trips = [Trips([], [], []) for _ in floods]
     started: list[str] = []
 
     async def handle(message: Message) -> None:
@@ -352,41 +367,45 @@ async def beside_a_flood(folder: Path, senders: int, *, shared: bool, rounds: in
         await bus.register("sink", handle, tenant="umbrella")
         await bus.register("booker", handle, tenant="acme")
 
-        async def one_after_another(seconds: list[float]) -> None:
+        async def one_after_another(found: Trips) -> None:
             for n in range(sends):
-                before, began = len(started), time.perf_counter()
+                before, began, cpu_began = len(started), time.perf_counter(), time.process_time()
                 await (await desk.send("booker", {"n": n})).outcome(timeout=60)
-                seconds.append(time.perf_counter() - began)
-                if seconds is beside:
-                    behind.append(started[before:].index("desk"))
+                found.seconds.append(time.perf_counter() - began)
+                found.cpu_seconds.append(time.process_time() - cpu_began)
+                found.behind.append(started[before:].index("desk"))
 
-        await one_after_another([])
+        await one_after_another(Trips([], [], []))
         for _ in range(rounds):
-            await one_after_another(alone)
-            async with flooding(flood, "booker" if shared else "sink", senders):
-                await one_after_another(beside)
+            for senders, found in zip(floods, trips, strict=True):
+                async with flooding(flood, "booker" if shared else "sink", senders):
+                    await one_after_another(found)
         await bus.wait_idle(timeout=60)
         counts = bus.status().accounting
         assert (counts["accepted"], adds_up(counts)) == (counts["delivered"], True)
-    for words, seconds in [("alone", alone), ("beside a flood", beside)]:
-        tenth = statistics.quantiles(seconds, n=10)[-1]
-        say(f"{words}: median {statistics.median(seconds) * 1e3:.2f} ms, p90 {tenth * 1e3:.2f} ms")
-    say(f"{statistics.median(beside) / statistics.median(alone):.1f} times; started in between: {sorted(behind)}")
-    return behind
+    for senders, found in zip(floods, trips, strict=True):
+        found.say(f"beside {senders} senders")
+    return trips
 
 
 @pytest.mark.parametrize("shared", [False, True], ids=["own recipients", "one recipient"])
 async def test_a_flood_of_one_tenant_does_not_starve_another(tmp_path: Path, *, shared: bool) -> None:
-    """Of 200 concurrent senders each comes before another tenant's next message a few times at most."""
-    behind = await beside_a_flood(tmp_path, 200, shared=shared)
-    assert max(behind) <= 4 * 200
+    """Of 200 concurrent senders a handful comes before another tenant's next message, whoever it is for."""
+    (trips,) = await beside_floods(tmp_path, 200, shared=shared, sends=20)
+    assert statistics.median(trips.behind) <= 10
+    assert max(trips.behind) <= 4 * 200  # whatever was under way when it sent its first
 
 
-@pytest.mark.xfail(strict=True, reason="the log and the loop serve all that came before, whosever it is: a whole round")
-async def test_another_tenant_does_not_wait_for_a_round_of_a_flood(tmp_path: Path) -> None:
-    """Tenants take turns all the way: much less than one message of each of 200 senders comes before another's next."""
-    behind = await beside_a_flood(tmp_path, 200, shared=False)
-    assert statistics.median(behind) <= 200 / 4
+async def test_a_flood_delays_another_tenant_at_most_twice_as_much_as_one_sender_does(tmp_path: Path) -> None:
+    """What another tenant's message costs beside 200 concurrent senders is at most twice what it costs beside one.
+
+    Counted in CPU time, which neighbours on the machine do not change; a bus without any other message is not the
+    measure, because one commit that is under way doubles what a message waits for the disk.
+    """
+    alone, one, flood = await beside_floods(tmp_path, 0, 1, 200, rounds=3, sends=10)
+    cost = [statistics.median(trips.cpu_seconds) for trips in (alone, one, flood)]
+    say(f"beside 200: {cost[2] / cost[1]:.1f} times beside one, {cost[2] / cost[0]:.1f} times alone")
+    assert cost[2] <= 2 * cost[1]
 
 
 # --- the counts ------------------------------------------------------------------------------------------------------
