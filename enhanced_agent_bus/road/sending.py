@@ -144,6 +144,7 @@ class Sending:
         ), parcel
 
     async def _wait_for_room(self, tenant: str) -> None:
+        """Takes a place once its tenant may have one. Raises: BusClosed."""
         while not await self._room.wait(RECORD_SECONDS_MAX, tenant):
             self._desk.require_open()
         try:
@@ -340,6 +341,23 @@ class Sending:
         shaped: Shaped | None = None,
     ) -> tuple[Receipt, None]:
         """Records a refusal that was found before the gate."""
+        if not self._room.take(sender.tenant):
+            await self._wait_for_room(sender.tenant)
+        try:
+            return await self._turned_away(message_id, sender, recipient, topic, draft, refusal, shaped)
+        finally:
+            self._room.give_back(sender.tenant)
+
+    async def _turned_away(
+        self,
+        message_id: str,
+        sender: Party,
+        recipient: Party,
+        topic: str | None,
+        draft: Draft,
+        refusal: Refusal,
+        shaped: Shaped | None,
+    ) -> tuple[Receipt, None]:
         if shaped is not None:
             case, parcel = self.addressed(message_id, sender, recipient, _safe_topic(topic), shaped, None)
             case.refusal = refusal
