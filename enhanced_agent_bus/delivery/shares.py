@@ -33,40 +33,40 @@ class SharedPlaces(Places):
 
     def take(self, tenant: str) -> bool:
         """Takes a place; False when there is none for this tenant, or it has others in line."""
-        self._note(tenant)
-        if self._taken >= self._limit or tenant in self._waiting or not self._may(tenant):
+        if self._monotonic() >= self._period_ends:
+            self._next_period()
+        wanted = self._held.get(tenant, 0) + 1
+        if wanted > self._most.get(tenant, 0):
+            self._note(tenant, wanted)
+        if wanted > self._share or self._taken >= self._limit or tenant in self._waiting:
             return False
         self._taken += 1
-        self._given(tenant)
+        self._held[tenant] = wanted
         return True
 
     async def wait(self, seconds: float, tenant: str) -> bool:
         """Takes a place when there is one for this tenant; False when none came in time."""
+        self._note(tenant, self._held.get(tenant, 0) + len(self._waiting.get(tenant, ())) + 1)
         return await self._in_line(seconds, tenant)
 
     def give_back(self, tenant: str) -> None:
         """The next one in line goes."""
-        held = self._held[tenant] - 1
-        if held:
-            self._held[tenant] = held
-        else:
-            del self._held[tenant]
-        self.release()
+        self._held[tenant] -= 1
+        self._taken -= 1
+        if self._waiting:
+            self._hand_on()
 
-    def _note(self, tenant: str) -> None:
+    def _note(self, tenant: str, wanted: int) -> None:
         """Whoever sends is about, with so much at once."""
-        if self._monotonic() >= self._period_ends:
-            self._next_period()
         most = self._most.get(tenant, 0)
-        wanted = self._held.get(tenant, 0) + len(self._waiting.get(tenant, ())) + 1
-        if wanted > most:
-            self._most[tenant] = wanted
-            if not most and tenant not in self._most_before:  # it was not here lately
-                self._set_share()
+        self._most[tenant] = max(most, wanted)
+        if not most and tenant not in self._most_before:  # it was not here lately
+            self._set_share()
 
     def _next_period(self) -> None:
         self._period_ends = self._monotonic() + LATELY_SECONDS
         self._most_before, self._most = self._most, {}
+        self._held = {tenant: held for tenant, held in self._held.items() if held}
         self._set_share()
 
     def _set_share(self) -> None:

@@ -77,7 +77,8 @@ class News:
         for tenant in sorted(self._lines, key=lambda tenant: len(self._lines[tenant])):
             line = self._lines[tenant]
             for _ in range(min(share, len(line))):
-                self._tell(*line.popleft())
+                seq, entry = line.popleft()
+                self._tell(seq, entry)
             if not line:
                 del self._lines[tenant]
 
