@@ -20,7 +20,7 @@ from enhanced_agent_bus.cli.session import session_of
 if TYPE_CHECKING:
     from types import FrameType
 
-    from enhanced_agent_bus.audit.collector import Collector
+    from enhanced_agent_bus.audit.collector import Collector, Events
 
 
 def add_to(app: typer.Typer) -> None:
@@ -63,7 +63,7 @@ def collect(
         raise CliError(f"another process collects into {output}", remedy="name another file") from None
     except ValueError:
         raise CliError(f"{output} is no file of events", remedy="name another file, or a new one") from None
-    with events, Collector((host.strip("[]"), int(port)), events, token) as server:
+    with events, _listening(Collector, listen, events, token) as server:
         bound = f"{host}:{server.server_address[1]}"
         if session.json:
             print_json({"listening": bound, "file": str(output)})
@@ -74,6 +74,16 @@ def collect(
         print_json({"file": str(output), "events": events.count})
     else:
         echo(f"wrote {counted(events.count, 'event')} to {safe(output)}")
+
+
+def _listening(collector: type[Collector], listen: str, events: Events, token: str | None) -> Collector:
+    """Raises: CliError, when this address cannot be had."""
+    host, _, port = listen.rpartition(":")
+    try:
+        return collector((host.strip("[]"), int(port)), events, token)
+    except OSError as error:
+        what = f"it is not possible to listen on {listen}: {error.strerror or error}"
+        raise CliError(what, remedy="name another address; port 0 takes a free one", code="address") from None
 
 
 def _serve(server: Collector) -> None:

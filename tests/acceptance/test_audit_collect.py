@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -145,6 +146,16 @@ def test_what_cannot_be_served_is_exit_2_and_one_sentence(
     assert run_command(["audit", "collect", *options]) == 2
     assert word in capsys.readouterr().err
     assert Path("notes").read_text() == "not to be lost"
+
+
+def test_an_address_that_somebody_has_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit 2, and what to do."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert run_command(["audit", "collect", "-o", str(tmp_path / "f"), "--listen", address]) == 2
+    assert address in capsys.readouterr().err
 
 
 def test_the_file_ends_with_a_whole_line_whatever_happened(tmp_path: Path) -> None:

@@ -252,6 +252,8 @@ def test_what_was_altered_beside_its_record_is_not_exported(folder: Path) -> Non
         (["--format", "parquet"], 2, "-o FILE"),
         (["--format", "xml"], 2, "'xml'"),
         (["--format", "opa", "-o", "nowhere/out"], 2, "nowhere/out"),
+        (["--format", "parquet", "-o", "nowhere/out"], 2, "nowhere/out"),
+        (["--format", "parquet", "-o", "/dev/full"], 3, "No space"),
     ],
 )
 def test_what_cannot_be_written_is_exit_2_and_one_sentence(

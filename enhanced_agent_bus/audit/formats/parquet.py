@@ -54,7 +54,7 @@ def write(rows: Iterable[Row], path: Path, *, content: bool) -> int:
     columns = schema(content=content)
     count = held = 0
     group: list[dict[str, Any]] = []
-    with ParquetWriter(path, columns, compression="zstd") as writer:
+    with path.open("wb") as file, ParquetWriter(file, columns, compression="zstd") as writer:
         for row in rows:
             group.append(_columns(row))
             held += len(row.body)
