@@ -42,9 +42,20 @@ from enhanced_agent_bus.outcome import (
     ShadowReport,
     Status,
     Waiting,
+    WitnessInfo,
     instant_of,
 )
-from enhanced_agent_bus.ports import AgentRow, Clock, Entry, FactChange, Ledger, PolicyEngine, Runs, StoredMessage
+from enhanced_agent_bus.ports import (
+    AgentRow,
+    Clock,
+    Entry,
+    FactChange,
+    Ledger,
+    PolicyEngine,
+    Runs,
+    StoredMessage,
+    Witnesses,
+)
 from enhanced_agent_bus.recovery.retry import Retry
 from enhanced_agent_bus.road.asking import Asking
 from enhanced_agent_bus.road.carriage import Carriage
@@ -58,6 +69,7 @@ from enhanced_agent_bus.road.replies import Replies
 from enhanced_agent_bus.road.rescue import Rescue
 from enhanced_agent_bus.road.sending import Sending
 from enhanced_agent_bus.road.shadowing import Shadowing, Spare
+from enhanced_agent_bus.road.witnessing import Witnessing
 from enhanced_agent_bus.routing.registry import Registry
 from enhanced_agent_bus.settings import Recovery as RecoverySettings
 from enhanced_agent_bus.settings import Settings
@@ -85,6 +97,7 @@ class AgentBus:
         chance: Callable[[], float],
         runs: Runs,
         weakenings: Sequence[str],
+        witnesses: Witnesses,
         home: str,
         spare: Spare,
         note_blocked: Callable[[BlockedLoop | None], None],
@@ -102,6 +115,7 @@ class AgentBus:
         )
         self._engine = engine
         self._weakenings = list(weakenings)
+        self._witnesses = witnesses
         self._home = home
         self.charter = Charter(desk, constitutions, engine)
         self._shadowing = Shadowing(desk, constitutions, spare)
@@ -111,6 +125,7 @@ class AgentBus:
         self._rescue = Rescue(desk, self._endings, self._mailroom, self._recovering)
         self._sending = Sending(desk, self._endings, self._mailroom, self._rescue)
         self._asking = Asking(desk, self._sending)
+        self._witnessing = Witnessing(desk)
         replies = Replies(desk, self._endings, self._rescue, self._sending)
         self._deliberating = Deliberating(desk, self._endings, self._mailroom, self._rescue)
         self._carriage = Carriage(desk, self._endings, self._mailroom, self._rescue, replies)
@@ -397,6 +412,19 @@ class AgentBus:
         self._desk.require_open()
         return await self._desk.ledger.rotate_key()
 
+    async def witness(self, note: str) -> None:
+        """Records the signed checkpoint of another log, in this one. The same again is no second record.
+
+        Raises: ValueError, for what is no signed checkpoint, for this log's own, and for one that contradicts what was
+        witnessed of that log before; AuditUnavailable; BusClosed.
+        """
+        self._desk.require_open()
+        await self._witnessing.witness(note)
+
+    def witnessed(self, origin: str) -> str | None:
+        """The newest checkpoint of another log that this bus has witnessed; None when there is none."""
+        return self._witnessing.witnessed(origin)
+
     def status(self) -> Status:
         """The state of the bus: `accounting` sums up, and `security_state` names every weakening in force."""
         active = self._desk.admission.active
@@ -416,6 +444,7 @@ class AgentBus:
             breakers=self._breakers(),
             recovery_paused=self._desk.recoveries.paused,
             blocked=tuple(self._blocked),
+            witnesses=tuple(self._witnesses.infos()),
         )
 
     def _was_blocked(self, blocked: BlockedLoop) -> None:
@@ -424,6 +453,12 @@ class AgentBus:
         if blocked.agent and not self._desk.closed:
             fields = {"event": "blocked_loop", "agent": blocked.agent, "where": blocked.where}
             self._desk.ledger.put(Entry("agent", {**fields, "duration_us": int(blocked.seconds * 1e6)}))
+
+    def witness_changed(self, event: str, info: WitnessInfo) -> None:
+        """A witness of this log is too far behind, contradicts it, or has caught up. For who brings it checkpoints."""
+        if not self._desk.closed:
+            fields = {"event": event, "witness": info.witness, "size": info.size}
+            self._desk.ledger.put(Entry("witness", fields))
 
     def _breakers(self) -> dict[str, str]:
         now = self._desk.clock.monotonic()
@@ -437,7 +472,12 @@ class AgentBus:
     def security_state(self) -> list[str]:
         """Every weakening in force, sorted."""
         admission = self._desk.admission
-        found = {*self._weakenings, *self._desk.ledger.weakenings, *self._engine.weakenings}
+        found = {
+            *self._weakenings,
+            *self._witnesses.weakenings,
+            *self._desk.ledger.weakenings,
+            *self._engine.weakenings,
+        }
         for active in (admission.active, *(() if admission.rollout is None else (admission.rollout.candidate,))):
             if active.loaded.source == "folder":
                 found.add("constitution_folder")

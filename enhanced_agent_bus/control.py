@@ -241,6 +241,15 @@ async def _note_access(bus: AgentBus, args: Arguments) -> None:
     await bus.note_access(args.take("command", str), args.take("what", str))
 
 
+async def _witness(bus: AgentBus, args: Arguments) -> None:
+    await bus.witness(args.take("note", str))
+
+
+async def _witnessed(bus: AgentBus, args: Arguments) -> Json:
+    """Answers null when nothing of that log was witnessed."""
+    return bus.witnessed(args.take("origin", str))
+
+
 OPERATIONS: Final[Mapping[str, Operation]] = {
     "activate": _activate,
     "agents": _agents,
@@ -268,6 +277,8 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "shadow_status": _shadow_status,
     "shadow_stop": _shadow_stop,
     "status": _status,
+    "witness": _witness,
+    "witnessed": _witnessed,
 }
 
 

@@ -248,6 +248,18 @@ class Drained:
 
 
 @dataclass(frozen=True, slots=True)
+class WitnessInfo:
+    """How far a witness has the log."""
+
+    witness: str  # its address, as in the settings
+    size: int | None  # of the newest checkpoint that it has taken; None before the first
+    at: datetime | None  # when that was
+    behind_seconds: float  # for how long it has lacked a checkpoint that is signed; 0 when it has the newest
+    error: str | None  # why it did not take the newest one
+    contradicts: bool = False  # it has a checkpoint of this log that this log did not sign
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The state of the bus, with every weakening that is in force."""
 
@@ -267,3 +279,4 @@ class Status:
     breakers: dict[str, str] = field(default_factory=dict)  # of the agents whose breaker is open or half_open
     recovery_paused: bool = False
     blocked: tuple[BlockedLoop, ...] = ()  # the newest times that the event loop stood still, oldest first
+    witnesses: tuple[WitnessInfo, ...] = ()

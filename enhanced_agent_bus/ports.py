@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from enhanced_agent_bus.errors import BusError
 from enhanced_agent_bus.message import Envelope, Message
+from enhanced_agent_bus.outcome import WitnessInfo
 from enhanced_agent_bus.verdict import Admitted, Answer, Pass, Recorded, Refusal
 
 
@@ -175,6 +176,62 @@ class Runs(Protocol):
         ...
 
     def end(self, slot: int) -> None: ...
+
+
+class SignedNote(NamedTuple):
+    """A checkpoint as it was signed: the first `size` records of the log named `origin` have this root."""
+
+    origin: str
+    size: int
+    root: bytes
+    text: str
+
+
+class Witness(Protocol):
+    """A place outside the home that is given signed checkpoints. Its methods block, in a thread of their own.
+
+    Raises: OSError (a timeout among them), when it does not answer or does not take it.
+    """
+
+    @property
+    def url(self) -> str: ...
+
+    def newest(self, origin: str) -> SignedNote | None:
+        """The newest checkpoint of a log that is there; None where there is none, or nobody can say."""
+        ...
+
+    def take(self, note: SignedNote) -> None:
+        """Keeps a checkpoint, durably as far as this kind of place can, when it returns."""
+        ...
+
+    def notes(self) -> list[SignedNote] | None:
+        """All that are there, of every log; None where that cannot be read back."""
+        ...
+
+    def stop(self) -> None:
+        """Lets go, as well as it can, of what is under way; called from another thread, at the end."""
+        ...
+
+
+class Checkpoints(Protocol):
+    """Whoever hears of signed checkpoints once they are in the home."""
+
+    def signed(self, note: str) -> None:
+        """Called by the writer's thread; returns at once."""
+        ...
+
+    async def close(self) -> None:
+        """The last one was told; takes a bounded time."""
+        ...
+
+
+class Witnesses(Protocol):
+    """How the witnesses of a bus stand."""
+
+    @property
+    def weakenings(self) -> Sequence[str]: ...
+
+    def infos(self) -> list[WitnessInfo]: ...
 
 
 # --- the ledger ----------------------------------------------------------------------------------------------------

@@ -15,9 +15,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from enhanced_agent_bus.errors import ConfigInvalid, in_words
+from enhanced_agent_bus.message import shown
 
 PREFIX = "EAB_"
 EMBEDDED = "embedded"
@@ -25,6 +35,9 @@ POLICY_FILES = ("token_file", "tls_ca", "tls_cert", "tls_key")
 AUDIT_FILES = ("mask",)
 #: Variables with our prefix that are not settings; the last one is for this package's own tests.
 OTHER_VARIABLES = frozenset({"EAB_HOME", "EAB_FAULTPOINT", "EAB_DEBUG", "EAB_HYPOTHESIS"})
+
+WITNESS_FORMS = ("file:///path", "git:/path", "git+file:///path", "bus:/home", "stdout:", "stderr:", "otlp:")
+WITNESS_SCHEMES = tuple(form.partition(":")[0] for form in WITNESS_FORMS)
 
 Seconds = Annotated[float, Field(gt=0, le=86_400 * 366, allow_inf_nan=False)]
 SecondsOrNone = Annotated[float, Field(ge=0, le=86_400 * 366, allow_inf_nan=False)]
@@ -130,13 +143,57 @@ class Recovery(Section):
     budget_per_second: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] = 100.0
 
 
+def _witness(value: str) -> str:
+    """The address of a witness, its path made absolute. Raises: ValueError."""
+    scheme, colon, rest = value.partition(":")
+    if not colon or scheme not in WITNESS_SCHEMES:
+        near = difflib.get_close_matches(scheme, WITNESS_SCHEMES, n=1, cutoff=0.0)
+        raise ValueError(f"{shown(value)} is no witness: did you mean {near[0] if near else 'file'}:?")
+    if not value.isprintable():
+        raise ValueError(f"{shown(value)} has a character that no address has")
+    if scheme in ("stdout", "stderr"):
+        if rest:
+            raise ValueError(f"{scheme}: has nothing behind it")
+        return value
+    if scheme == "otlp":
+        parts = urlsplit(rest)
+        if rest and (parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc):
+            raise ValueError("behind otlp: stands nothing, or http://host:4318/v1/logs without a password")
+        return value
+    path = rest.removeprefix("//")
+    if not path or (rest.startswith("//") and not path.startswith("/")):
+        raise ValueError(f"{shown(value)} names no path: write {scheme}:///the/whole/path or {scheme}:PATH")
+    absolute = f"/{os.path.abspath(path).lstrip('/')}"  # noqa: PTH100 - without `..`; POSIX keeps two slashes in front
+    return f"{scheme}:{'//' if rest.startswith('//') else ''}{absolute}"
+
+
+def _several(value: object) -> object:
+    """From the environment: a JSON list, or one address."""
+    if not isinstance(value, str):
+        return value
+    return json.loads(value) if value.startswith("[") else [value] if value else []
+
+
 class Audit(Section):
-    """What the log keeps, and how often it is signed."""
+    """What the log keeps, how often it is signed, and who is given what is signed."""
 
     store_payloads: bool = True
     checkpoint_seconds: Seconds = 10.0
     checkpoint_records: Count = 1000
     mask: Path | None = None  # Rego that says what is taken out of payloads before they leave the process
+    witnesses: Annotated[
+        tuple[Annotated[str, AfterValidator(_witness)], ...],
+        BeforeValidator(_several),
+        Field(max_length=16, description="a list of addresses: " + ", ".join(f'"{one}"' for one in WITNESS_FORMS)),
+    ] = ()
+
+    @field_validator("witnesses")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        twice = [one for one in value if value.count(one) > 1]
+        if twice:
+            raise ValueError(f"{twice[0]} stands there twice")
+        return value
 
 
 class Settings(Section):
@@ -188,7 +245,17 @@ def _from_file(path: Path) -> dict[str, Any]:
             for key in keys:
                 if isinstance(section.get(key), str):
                     section[key] = str(path.parent / section[key])
+    audit = values.get("audit")
+    if isinstance(audit, dict) and isinstance(audit.get("witnesses"), list):
+        audit["witnesses"] = [_beside(path.parent, one) for one in audit["witnesses"]]
     return values
+
+
+def _beside(folder: Path, witness: object) -> object:
+    """An address with a relative path, from the folder of the file that says it."""
+    scheme, colon, rest = witness.partition(":") if isinstance(witness, str) else ("", "", "")
+    relative = colon and rest and not rest.startswith("/") and scheme in ("file", "git", "git+file", "bus")
+    return f"{scheme}:{folder / rest}" if relative else witness
 
 
 def _from_environment(variables: Mapping[str, str]) -> dict[str, Any]:

@@ -216,6 +216,14 @@ class AgentBus:
         """Signs the log with a new key from now on, recorded under both; returns its vkey."""
         return self._loop.run(self._bus.rotate_key)
 
+    def witness(self, note: str) -> None:
+        """Records the signed checkpoint of another log, in this one."""
+        self._loop.run(self._bus.witness, note)
+
+    def witnessed(self, origin: str) -> str | None:
+        """The newest checkpoint of another log that this bus has witnessed; None when there is none."""
+        return self._loop.look(self._bus.witnessed, origin)
+
     def status(self) -> Status:
         """The state of the bus: `accounting` sums up, and `security_state` names every weakening in force."""
         return self._loop.look(self._bus.status)

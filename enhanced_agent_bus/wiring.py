@@ -29,10 +29,12 @@ from enhanced_agent_bus.ledger.home import Home, is_new, open_home
 from enhanced_agent_bus.ledger.memory import MemoryLedger
 from enhanced_agent_bus.ledger.runs import NoRuns, Runs
 from enhanced_agent_bus.ledger.sqlite import SqliteLedger
-from enhanced_agent_bus.outcome import BlockedLoop
-from enhanced_agent_bus.ports import Clock, Gate, Ledger
+from enhanced_agent_bus.outcome import BlockedLoop, WitnessInfo
+from enhanced_agent_bus.ports import Clock, Gate, Ledger, Witnesses
 from enhanced_agent_bus.routing.registry import Registry
 from enhanced_agent_bus.settings import EMBEDDED, Policy, Settings, load_settings
+from enhanced_agent_bus.witness.keeper import Keeper
+from enhanced_agent_bus.witness.places import require_outside, witness_at
 
 if TYPE_CHECKING:
     from enhanced_agent_bus.engines.server import ServerEngine
@@ -80,7 +82,7 @@ async def _build(
     stack: AsyncExitStack, folder: Path | None, settings: Settings, gates: Sequence[Gate], clock: Clock
 ) -> AgentBus:
     trust = [signing.public_pem(path) for path in settings.constitution.trust]
-    place, ledger, constitutions_folder = await _ledger(stack, folder, settings, clock)
+    place, ledger, constitutions_folder, witnesses = await _ledger(stack, folder, settings, clock)
     policy = settings.policy
     engine = await _engine(policy)
     stack.push_async_callback(engine.close)
@@ -117,7 +119,8 @@ async def _build(
         threads=threads,
         chance=random.Random().random,  # noqa: S311 - jitter, not a secret
         runs=runs,
-        weakenings=(*getattr(clock, "weakenings", ()), "no_witness"),
+        weakenings=getattr(clock, "weakenings", ()),
+        witnesses=witnesses,
         home=str(folder) if folder is not None else MEMORY,
         note_blocked=_unnoted if place is None else place.note_blocked,
         spare=partial(WorkerEngine.start, workers=1, memory_mb=policy.memory_mb),
@@ -125,12 +128,20 @@ async def _build(
     if place is not None:
         _require_mark(place, ledger)
     await _choose_constitution(bus, ledger, settings)
+    if settings.strict and isinstance(witnesses, Keeper) and not await witnesses.first():
+        why = "; ".join(f"{info.witness}: {info.error or 'no answer'}" for info in witnesses.infos())
+        raise ConfigInvalid(
+            f"strict is set and no witness took the newest checkpoint ({why})",
+            remedy="have one of them answer, name another in audit.witnesses, or open the bus without strict",
+        )
     if settings.strict and bus.security_state():
         raise ConfigInvalid(
             f"strict is set and these weakenings are in force: {', '.join(bus.security_state())}",
             remedy="remove each of them, or open the bus without strict",
         )
     await bus.start()
+    if isinstance(witnesses, Keeper):
+        witnesses.tell(bus.witness_changed)
     stack.callback(bus.watchdog.stop)
     bus.watchdog.start()
     if place is not None:
@@ -157,6 +168,15 @@ class _MarkInMemory:
 
     def write_mark(self, mark: Mapping[str, Any]) -> None:
         self._mark = mark
+
+
+class NoWitness:
+    """Nobody but the home has what is signed."""
+
+    weakenings = ("no_witness",)
+
+    def infos(self) -> list[WitnessInfo]:
+        return []
 
 
 def _require_mark(home: Home, ledger: Ledger) -> None:
@@ -188,13 +208,20 @@ async def _engine(policy: Policy) -> WorkerEngine | ServerEngine:
 
 async def _ledger(
     stack: AsyncExitStack, folder: Path | None, settings: Settings, clock: Clock
-) -> tuple[Home | None, Ledger, Path]:
+) -> tuple[Home | None, Ledger, Path, Witnesses]:
     if folder is None:
         memory = MemoryLedger(clock=clock)
         stack.push_async_callback(memory.close)
-        return None, memory, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="eab-")))
+        return None, memory, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="eab-"))), NoWitness()
+    for url in settings.audit.witnesses:
+        require_outside(url, folder)
+    places = [witness_at(url) for url in settings.audit.witnesses]
     home = open_home(folder)
     stack.callback(home.release)
+    witnesses: Witnesses = NoWitness()
+    if places:
+        witnesses = home.checkpoints = Keeper.open(home=home.path, origin=home.origin, witnesses=places, clock=clock)
+        stack.push_async_callback(home.checkpoints.close)
     ledger = await SqliteLedger.open(
         home,
         clock=clock,
@@ -202,7 +229,7 @@ async def _ledger(
         checkpoint_records=settings.audit.checkpoint_records,
     )
     stack.push_async_callback(ledger.close)
-    return home, ledger, home.constitutions
+    return home, ledger, home.constitutions, witnesses
 
 
 async def _choose_constitution(bus: AgentBus, ledger: Ledger, settings: Settings) -> None:

@@ -36,19 +36,20 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     **dict.fromkeys(STATIONS, VALUES | {"ports"}),
     **dict.fromkeys(FILLERS, VALUES | {"ports", "faultpoints"}),
     "agent": VALUES | {"bus"},  # the bus by its type alone: `bus` imports `agent`
-    "road": VALUES | STATIONS | {"ports", "settings", "agent", "faultpoints"},
+    "road": VALUES | STATIONS | {"ports", "settings", "agent", "faultpoints", "audit"},  # of audit, finding notes
     "bus": VALUES | STATIONS | {"ports", "settings", "agent", "road"},
     "control": VALUES | {"bus", "admission"},  # of admission, the strict JSON
     "wiring": VALUES
     | STATIONS
     | FILLERS
-    | {"ports", "settings", "bus", "clock", "control", "faultpoints", "authoring"},  # of authoring, keys
-    "audit": VALUES,  # `audit/verify.py` nobody at all: see below
+    | {"ports", "settings", "bus", "clock", "control", "faultpoints", "authoring", "witness"},  # of authoring, keys
+    "witness": VALUES | {"ports", "audit", "control", "ledger"},  # of audit, finding notes and opening a log to read
+    "audit": VALUES | {"ports"},  # `audit/verify.py` nobody at all: see below
     "authoring": VALUES
     | {"ports", "engines", "admission"},  # of engines, the worker; of admission, what an answer means
     "sync": VALUES | {"ports", PACKAGE},  # the public names, as anybody has them
     "workflow": frozenset({PACKAGE}),
-    "cli": SHOWN | STATIONS | FILLERS | {PACKAGE, "audit", "authoring", "bench"},
+    "cli": SHOWN | STATIONS | FILLERS | {PACKAGE, "audit", "authoring", "bench", "witness"},
     "bench": SHOWN | STATIONS | FILLERS | {PACKAGE, "audit"},
     "__main__": frozenset({"cli"}),
     PACKAGE: VALUES | {"agent", "bus", "delivery", "ports", "recovery", "wiring"},
@@ -62,6 +63,7 @@ THIRD_PARTY: Final[dict[str, frozenset[str]]] = {
     "ledger": frozenset({"cryptography"}),
     "audit": frozenset({"cryptography", "pyarrow"}),
     "authoring": frozenset({"cryptography"}),
+    "witness": frozenset({"opentelemetry"}),  # the extra `otlp`
     "cli": frozenset({"rich", "typer"}),
     "bench": frozenset({"autogen_core", "cryptography", "faststream", "httpx", "rich", "taskiq", "vaara"}),
 }
@@ -196,6 +198,9 @@ def test_the_edges_use_one_named_part_of_a_room() -> None:
     """Where a room is open to one outside it, it is by name: strict JSON of admission, the worker of engines."""
     narrow = {
         ("control", "admission"): {"admission.canonical"},
+        ("road", "audit"): {"audit.notes"},
+        ("witness", "audit"): {"audit.notes", "audit.verify"},
+        ("witness", "ledger"): {"ledger.home", "ledger.sql"},
         ("authoring", "engines"): {"engines.worker"},
         ("authoring", "admission"): {"admission.answer", "admission.supposed"},
     }

@@ -28,6 +28,7 @@ from enhanced_agent_bus.ports import Checked, Loaded, PolicyEngine, Verified
 from enhanced_agent_bus.routing.registry import Registry
 from enhanced_agent_bus.settings import Settings
 from enhanced_agent_bus.verdict import Answer
+from enhanced_agent_bus.wiring import NoWitness
 from tests.virtual_ledger import Listener, VirtualLedger
 from tests.virtual_loop import START_US, VirtualLoop, Weather, while_seconds
 
@@ -252,7 +253,8 @@ class VirtualHome:
             randomness=randomness,
             threads=Inline(),
             chance=dice.random,
-            weakenings=("no_witness",),
+            weakenings=(),
+            witnesses=NoWitness(),
             home="virtual",
             spare=_no_spare,
             runs=NoRuns(),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from enhanced_agent_bus.cli import audit_collect, audit_export, audit_read, faults
+from enhanced_agent_bus.cli.audit_witness import configured_witnesses, named_witnesses, witness_line
 from enhanced_agent_bus.cli.faults import CliError
 from enhanced_agent_bus.cli.render import counted, print_json, print_pairs
 from enhanced_agent_bus.cli.session import Json, Session, session_of
 
 if TYPE_CHECKING:
     from enhanced_agent_bus.audit.verify import Report
+    from enhanced_agent_bus.audit.witnessed import Kept
 
 app = typer.Typer(help="Read, search, verify and export the log.", rich_markup_mode=None)
 audit_read.add_to(app)
@@ -34,10 +37,14 @@ def verify(
     *,
     checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="One that was kept elsewhere.")] = None,
     key: Annotated[Path | None, typer.Option(metavar="FILE", help="The log's vkey, or a PEM.")] = None,
+    witness: Annotated[
+        list[str] | None, typer.Option(metavar="ADDRESS|PATH", help="Read this witness (repeatable).")
+    ] = None,
     require_anchor: Annotated[bool, typer.Option("--require-anchor", help="Exit 1 without an outside anchor.")] = False,
 ) -> int:
-    """Recompute a log: integrity, completeness, time.
+    """Recompute a log: integrity, completeness, time; against its witnesses too.
 
+    Without --witness, those that the settings of a home name are read.
     Exit 0 when nothing wrong was found; 1 names the first bad seq and what is wrong with it.
 
     Example: eab audit verify --checkpoint kept-elsewhere.txt
@@ -49,8 +56,9 @@ def verify(
     if path.is_dir() and not (path / "home.json").is_file() and not (path / "bus.db").is_file():
         raise CliError(f"{path} is no home", remedy="name a home, or an export", code="no_home")
     vkey = key or (path if path.is_dir() else session.home) / "keys" / "log.vkey"
-    report = _verified(path, vkey, checkpoint)
-    verdict = asdict(report)
+    kept: Sequence[Kept] = named_witnesses(witness) if witness else configured_witnesses(path)
+    report, kept = _verified(path, vkey, checkpoint, kept)
+    verdict = asdict(report) | {"witnesses": [one.document(report) for one in kept]}
     if session.json:
         print_json(verdict)
     else:
@@ -60,10 +68,14 @@ def verify(
 
 def verify_home(home: Path) -> dict[str, Json]:
     """The verdicts on a home, by its own key."""
-    return asdict(_verified(home, home / "keys" / "log.vkey", None))
+    return asdict(_verified(home, home / "keys" / "log.vkey", None, [])[0])
 
 
-def _verified(path: Path, key_file: Path, checkpoint: Path | None) -> Report:
+def _verified(
+    path: Path, key_file: Path, checkpoint: Path | None, witnesses: Sequence[Kept]
+) -> tuple[Report, Sequence[Kept]]:
+    """The verdicts, and what the witnesses have of this log."""
+    from enhanced_agent_bus.audit import witnessed
     from enhanced_agent_bus.audit.several import verify
     from enhanced_agent_bus.audit.verify import Bad, Report, read_key, read_note
 
@@ -79,11 +91,15 @@ def _verified(path: Path, key_file: Path, checkpoint: Path | None) -> Report:
     except ValueError as error:
         raise CliError(f"{checkpoint}: {error}", remedy="`eab audit checkpoint` prints one", code="file") from None
     try:
-        return verify(path, key, outside)
+        if not witnesses:
+            return verify(path, key, outside), []
+        with suppress(ValueError, KeyError, TypeError):  # a log without a first record is found by the check itself
+            witnesses = witnessed.of_log(witnessed.origin_of(path, key), witnesses)
+        return witnessed.verify(path, key, outside, witnesses), witnesses
     except ValueError as error:  # a checkpoint that was kept elsewhere, and another key: this is another log
         report = Report()
         report.blame("integrity", Bad(0, max(outside.size - 1, 0) if outside else 0, None, "replaced", str(error)))
-        return report
+        return report, witnesses
 
 
 def is_fine(verdict: Mapping[str, Json], *, require_anchor: bool = False) -> bool:
@@ -106,13 +122,16 @@ def _verdict_lines(verdict: Mapping[str, Json]) -> list[tuple[str, Any]]:
         lines.append(("root", verdict["root"]))
     if verdict["checkpoint_size"] is not None:
         lines.append(("checkpoint", f"signed for the first {verdict['checkpoint_size']}"))
-    if verdict["unanchored"] == size:
+    if verdict["unanchored"] == size and verdict.get("witnesses"):
+        lines.append(("unanchored", "no witness has a checkpoint that this log's key signed"))
+    elif verdict["unanchored"] == size:
         lines.append(("unanchored", "no outside checkpoint was given: keep one, `eab audit checkpoint` prints it"))
     elif verdict["unanchored"]:
         after = size - verdict["unanchored"] - 1
-        lines.append(("unanchored", f"after seq {after}: the outside checkpoint ends there"))
+        lines.append(("unanchored", f"after seq {after}: what is kept outside ends there"))
     lines += [("key changed", f"at seq {change['seq']}, to {change['vkey']}") for change in verdict["rotations"]]
     lines += [("declared loss", _loss(loss)) for loss in verdict["losses"]]
+    lines += [("witness", witness_line(one)) for one in verdict.get("witnesses", [])]
     if verdict["cannot_exclude"]:
         lines.append(("cannot exclude", ", ".join(verdict["cannot_exclude"])))
     if verdict.get("open"):

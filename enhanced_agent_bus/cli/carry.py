@@ -23,7 +23,7 @@ from enhanced_agent_bus.cli.loading import App, choose_constitution, policies_be
 from enhanced_agent_bus.cli.progress import Progress
 from enhanced_agent_bus.cli.reading import not_taken, status_at_rest
 from enhanced_agent_bus.cli.render import counted, echo, quoted, safe
-from enhanced_agent_bus.cli.session import Session
+from enhanced_agent_bus.cli.session import Session, beside_answers
 from enhanced_agent_bus.clock import FixedClock
 from enhanced_agent_bus.settings import load_settings
 
@@ -76,7 +76,8 @@ async def carry_out(plan: Plan, *, quiet: bool) -> Result:
     stop = asyncio.Event()
     result = Result()
     with _signals(stop, result):
-        async with open_bus(plan.home, constitution=constitution, clock=clock) as bus:
+        beside = {} if reader is None else beside_answers(plan.home)  # who serves has a log, not an answer
+        async with open_bus(plan.home, constitution=constitution, clock=clock, **beside) as bus:
             await plan.app.build(bus)
             status = bus.status()
             result.weakenings = list(status.security_state)

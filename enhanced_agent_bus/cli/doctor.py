@@ -56,7 +56,8 @@ def doctor(context: typer.Context) -> int:
     Example: eab doctor
     """
     session = session_of(context)
-    findings = [python(), sqlite(), worker(), *look_at_home(session.home), *server(session.home), *disk(session.home)]
+    findings = [python(), sqlite(), worker(), *look_at_home(session.home), *server(session.home)]
+    findings += [*witnesses(session.home), *disk(session.home)]
     wrong = [finding for finding in findings if finding.state == "wrong"]
     if session.json:
         print_json({"ok": not wrong, "findings": [asdict(finding) for finding in findings]})
@@ -206,6 +207,51 @@ async def _look_at_server(policy: Policy, active: str | None) -> Finding:
     if version_numbers(found.version)[:2] != version_numbers(here)[:2]:
         return Finding("policy server", "note", told, f"verdicts are the same for certain only with OPA {here}")
     return Finding("policy server", "ok", told)
+
+
+def witnesses(home: Path) -> Iterator[Finding]:
+    """How each witness stands, and whether it is a place apart from the home."""
+    from enhanced_agent_bus.cli.state import told
+    from enhanced_agent_bus.clock import SystemClock
+    from enhanced_agent_bus.control import plain
+    from enhanced_agent_bus.errors import BusError
+    from enhanced_agent_bus.settings import load_settings
+    from enhanced_agent_bus.witness.places import require_outside, witness_at
+    from enhanced_agent_bus.witness.standing import at_rest
+
+    try:
+        urls = load_settings(home).audit.witnesses
+    except BusError:
+        return  # that was found before
+    running = (ask_running(home, "status") or {}).get("witnesses") or []
+    known = {one["witness"]: one for one in [*plain(at_rest(home, urls, SystemClock())), *running]}
+    for url in urls:
+        detail = told(known[url])
+        try:
+            require_outside(url, home)
+            witness_at(url).stop()
+        except BusError as error:
+            yield Finding("witness", "wrong", error.message, error.remedy)
+            continue
+        if known[url]["contradicts"]:
+            remedy = f"`eab audit verify --witness {url}` says where they part; it gets no more until that is settled"
+            yield Finding("witness", "wrong", detail, remedy)
+        elif known[url]["error"]:
+            yield Finding("witness", "wrong", detail, "have it answer; a running bus asks it again by itself")
+        elif _on_the_same_disk(url, home):
+            yield Finding("witness", "note", detail, f"{url} is on the disk of the home, and lost together with it")
+        else:
+            yield Finding("witness", "ok", detail)
+
+
+def _on_the_same_disk(url: str, home: Path) -> bool:
+    from enhanced_agent_bus.witness.places import path_of
+
+    scheme = url.partition(":")[0]
+    if scheme not in ("file", "git", "git+file", "bus"):
+        return False
+    place = next(path for path in (path_of(url), *path_of(url).parents) if path.exists())
+    return home.exists() and place.stat().st_dev == home.stat().st_dev
 
 
 def lock(home: Path) -> Finding:

@@ -13,7 +13,7 @@ import typer
 from enhanced_agent_bus.cli.faults import CliError
 from enhanced_agent_bus.cli.program import program
 from enhanced_agent_bus.cli.render import echo, print_json, quoted, safe
-from enhanced_agent_bus.cli.session import DEFAULT_HOME, Session, session_of
+from enhanced_agent_bus.cli.session import DEFAULT_HOME, Session, beside_answers, session_of
 
 RUN = "run app.py:build --input messages.jsonl"
 
@@ -221,6 +221,6 @@ async def _open_once(home: Path, constitution: Path) -> tuple[str, int]:
     """A bus that is opened makes its home, and checks the constitution on this machine."""
     from enhanced_agent_bus import open_bus
 
-    async with open_bus(home, constitution=constitution) as bus:
+    async with open_bus(home, constitution=constitution, **beside_answers(home)) as bus:
         status = bus.status()
         return status.constitution, status.revision

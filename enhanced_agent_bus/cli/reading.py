@@ -20,9 +20,14 @@ from enhanced_agent_bus.audit.verify import open_database
 from enhanced_agent_bus.authoring.documents import Known, Surroundings
 from enhanced_agent_bus.cli.faults import CliError, unknown_id
 from enhanced_agent_bus.cli.session import Json
-from enhanced_agent_bus.errors import StoreCorrupt
+from enhanced_agent_bus.clock import SystemClock
+from enhanced_agent_bus.control import plain
+from enhanced_agent_bus.errors import ConfigInvalid, StoreCorrupt
 from enhanced_agent_bus.ledger import rows, sql
+from enhanced_agent_bus.outcome import WitnessInfo
 from enhanced_agent_bus.ports import AgentRow
+from enhanced_agent_bus.settings import load_settings
+from enhanced_agent_bus.witness.standing import at_rest, remembered
 
 PAGE_ROWS: Final = 1000
 SHOW_REMEDY: Final = "`eab audit search` finds ids; a message, a decision or a seq can be named"
@@ -90,7 +95,17 @@ def status_at_rest(home: Path) -> dict[str, Json]:
         "breakers": {},
         "blocked": [],
         "recovery_paused": paused,
+        "witnesses": plain(standing(home)),
     }
+
+
+def standing(home: Path) -> list[WitnessInfo]:
+    """How the witnesses that the settings name stood when a process last had the home open."""
+    try:
+        urls = load_settings(home).audit.witnesses
+    except ConfigInvalid:  # `eab doctor` says what is wrong with them
+        urls = tuple(remembered(home))
+    return at_rest(home, urls, SystemClock())
 
 
 def _candidate(kept: Json) -> dict[str, Json] | None:

@@ -13,7 +13,7 @@ import typer
 from enhanced_agent_bus.cli import faults
 from enhanced_agent_bus.cli.faults import CliError
 from enhanced_agent_bus.cli.render import compact, counted, echo, print_json_lines, print_pairs, quoted, safe
-from enhanced_agent_bus.cli.session import Json, Session, note_access, session_of
+from enhanced_agent_bus.cli.session import Json, Session, beside_answers, note_access, session_of
 
 PAYLOAD_BYTES_MAX: Final = 16 * 1024 * 1024 + 1  # of a payload's text; what is longer is refused as too_large
 OUTCOME_SECONDS: Final = 60.0
@@ -119,7 +119,8 @@ async def _send(
     question = {"timeout": timeout, "content": content}
     async with AsyncExitStack() as stack:
         try:
-            bus = await stack.enter_async_context(open_bus(home, constitution=choose_constitution(home, given, app)))
+            chosen = choose_constitution(home, given, app)
+            bus = await stack.enter_async_context(open_bus(home, constitution=chosen, **beside_answers(home)))
         except StoreLocked:
             socket = control_socket(home)
             if socket is None:

@@ -58,6 +58,7 @@ def _show_status(session: Session, document: dict[str, Any]) -> None:
             ("records", document["records"]),
             *_recovering(document),
             ("weakenings", ", ".join(document["security_state"]) or "none"),
+            *_witnessed(document),
         ]
     )
     echo()
@@ -105,6 +106,21 @@ def _recovering(document: dict[str, Any]) -> list[tuple[str, str]]:
         for_how_long = f"for {blocked['seconds']:.1f} s" if blocked["over"] else f"since {blocked['at']}, still"
         found.append(("loop blocked", f"by {who} at {blocked['where']}, {for_how_long}"))
     return found
+
+
+def _witnessed(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """How far each witness has the log, and why not further."""
+    return [("witness", told(one)) for one in document.get("witnesses") or []]
+
+
+def told(witness: dict[str, Any]) -> str:
+    """One witness, in a line."""
+    size, at, behind = witness["size"], witness["at"], witness["behind_seconds"]
+    has = f"has the first {size} records, since {at}" if size is not None else "has nothing yet"
+    late = f", behind for {behind:.0f} s" if behind >= 1 else ""
+    wrong = "CONTRADICTS this log: " if witness["contradicts"] else ""
+    why = f": {wrong}{witness['error']}" if witness["error"] else ""
+    return f"{witness['witness']} {has}{late}{why}"
 
 
 def _label(state: str) -> str:

@@ -28,12 +28,14 @@ from cryptography.hazmat.primitives.serialization import (
 from enhanced_agent_bus.errors import AuditUnavailable, ConfigInvalid, StoreCorrupt, StoreLocked
 from enhanced_agent_bus.ledger.checkpoint import Signer
 from enhanced_agent_bus.outcome import BlockedLoop
+from enhanced_agent_bus.ports import Checkpoints
 
 HOME_VERSION = 1
 _UNFINISHED = "home.json.part"  # there while a home is being made; its db holds no record yet
 _PART = f"{_UNFINISHED}.part"  # its first bytes, not yet under their name
 _MADE_HERE = frozenset(
     {"lock", "doubt", "blocked", "running", "keys", "constitutions", "checkpoint", "checkpoint.part"}
+    | {"witnessed", "witnessed.part"}
     | {"bus.db", "bus.db-journal", "bus.db-wal", "bus.db-shm", _UNFINISHED, _PART}
 )
 _NO_DOUBT = -1
@@ -118,6 +120,7 @@ class Home:
     lock: HomeLock
     fresh: bool
     loss: Mapping[str, Any] | None = None  # what a new log in a lost one's place declares with its first record
+    checkpoints: Checkpoints | None = None  # who is told of each new one
 
     @property
     def origin(self) -> str:
@@ -280,7 +283,8 @@ def _make(folder: Path, lock: HomeLock) -> Home:
     signer = Signer(f"{bus}/{node}", Ed25519PrivateKey.generate())
     # The names first, under a name that says "unfinished"; whatever an earlier attempt left is written over.
     write_atomically(folder / _UNFINISHED, _dump({"v": HOME_VERSION, "bus": bus, "node": node}))
-    for name in ("bus.db", "bus.db-journal", "bus.db-wal", "bus.db-shm", "checkpoint", "checkpoint.part", "doubt"):
+    databases = ("bus.db", "bus.db-journal", "bus.db-wal", "bus.db-shm")
+    for name in (*databases, "checkpoint", "checkpoint.part", "doubt", "witnessed"):
         (folder / name).unlink(missing_ok=True)
     (folder / "keys").mkdir(mode=0o700, exist_ok=True)
     (folder / "constitutions").mkdir(exist_ok=True)

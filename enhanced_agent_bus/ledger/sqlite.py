@@ -213,6 +213,8 @@ class SqliteLedger:
         # Read connections first: the last one to close folds the WAL into the database.
         self._reads.close()
         await self._writer.close()
+        if self._home.checkpoints is not None:
+            await self._home.checkpoints.close()
         self._home.release()
 
     def last_words(self) -> None:

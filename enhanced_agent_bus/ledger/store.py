@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import sqlite3
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -84,7 +83,7 @@ class Store:
         self._clock = clock
         self.head = Head()
         self._noted = -1  # size of the newest checkpoint
-        self._noted_monotonic = time.monotonic()
+        self._noted_monotonic = self._clock.monotonic()
         self._changed = True  # records other than checkpoints since
         self._unfiled: str | None = None  # the newest note, while HOME/checkpoint is older
         self._filed_monotonic = 0.0
@@ -267,9 +266,11 @@ class Store:
             self._db.execute(sql.PUT_CHECKPOINT, signed)
         self._commit(table)
         self.head = head
-        self._changed = signed is None
+        # What other logs had signed is covered by the next checkpoint, and is no reason for one: two buses that witness
+        # each other would never come to rest.
+        self._changed = signed is None and (self._changed or any(entry.kind != "witness" for entry, _, _ in batch))
         if signed is not None:
-            self._noted, self._noted_monotonic, self._unfiled = signed.size, time.monotonic(), signed.note
+            self._noted, self._noted_monotonic, self._unfiled = signed.size, self._clock.monotonic(), signed.note
         return first
 
     def _add_checkpoint(self, table: _Rows, head: Head, also: Signer | None) -> _CheckpointRow:
@@ -397,7 +398,7 @@ class Store:
     def checkpoint_due_in(self, checkpoint_seconds: float) -> float:
         """Seconds until the next checkpoint is due; not more than 0 when it is."""
         period = checkpoint_seconds if self._changed else HEARTBEAT_SECONDS
-        return self._noted_monotonic + period - time.monotonic()
+        return self._noted_monotonic + period - self._clock.monotonic()
 
     def records_since_checkpoint(self) -> int:
         return self.head.size - self._noted
@@ -410,12 +411,14 @@ class Store:
         """Seconds until HOME/checkpoint must follow the newest checkpoint; None when it has."""
         if self._unfiled is None:
             return None
-        return self._filed_monotonic + CHECKPOINT_FILE_SECONDS - time.monotonic()
+        return self._filed_monotonic + CHECKPOINT_FILE_SECONDS - self._clock.monotonic()
 
     def file_checkpoint(self) -> None:
         if self._unfiled is not None:
             write_atomically(self._home.checkpoint, self._unfiled.encode())
-            self._unfiled, self._filed_monotonic = None, time.monotonic()
+            if self._home.checkpoints is not None:
+                self._home.checkpoints.signed(self._unfiled)
+            self._unfiled, self._filed_monotonic = None, self._clock.monotonic()
 
     def sign(self) -> str:
         """Signs a checkpoint of every record so far, in the log and in its file; returns the note."""
