@@ -20,8 +20,10 @@ __all__ = [
     "Divergence",
     "Drained",
     "EngineMissing",
+    "Erasure",
     "Fact",
     "Gate",
+    "LegalHold",
     "Message",
     "NotDelivered",
     "Outcome",
@@ -33,6 +35,7 @@ __all__ = [
     "Refusal",
     "Refused",
     "RequestTimeout",
+    "Retention",
     "Retry",
     "ShadowReport",
     "Status",
@@ -71,10 +74,13 @@ if _typing.TYPE_CHECKING:
         Deliberated,
         Divergence,
         Drained,
+        Erasure,
         Fact,
+        LegalHold,
         Outcome,
         Receipt,
         Recovery,
+        Retention,
         ShadowReport,
         Status,
         Waiting,
@@ -89,7 +95,8 @@ else:  # At run time each name is imported when it is first asked for (PEP 562):
         *("EngineMissing", "NotDelivered", "Refused", "RequestTimeout", "StoreCorrupt", "StoreLocked"),
     )
     _OUTCOMES = (
-        *("Activation", "AgentInfo", "Candidate", "DeadLetter", "Deliberated", "Divergence", "Drained", "Fact"),
+        *("Activation", "AgentInfo", "Candidate", "DeadLetter", "Deliberated", "Divergence", "Drained"),
+        *("Erasure", "Fact", "LegalHold", "Retention"),
         *("Outcome", "Receipt", "Recovery", "ShadowReport", "Status", "Waiting"),
     )
     _MODULES = {

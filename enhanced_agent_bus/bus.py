@@ -35,10 +35,13 @@ from enhanced_agent_bus.outcome import (
     DeadLetter,
     Deliberated,
     Drained,
+    Erasure,
     Fact,
+    LegalHold,
     Outcome,
     Receipt,
     Recovery,
+    Retention,
     ShadowReport,
     Status,
     Waiting,
@@ -63,6 +66,7 @@ from enhanced_agent_bus.road.charter import Charter
 from enhanced_agent_bus.road.deliberating import Deliberating
 from enhanced_agent_bus.road.desk import Desk, handling_now
 from enhanced_agent_bus.road.endings import Endings
+from enhanced_agent_bus.road.erasing import Erasing
 from enhanced_agent_bus.road.mailroom import Mailroom
 from enhanced_agent_bus.road.recovering import Recovering
 from enhanced_agent_bus.road.replies import Replies
@@ -126,6 +130,7 @@ class AgentBus:
         self._sending = Sending(desk, self._endings, self._mailroom, self._rescue)
         self._asking = Asking(desk, self._sending)
         self._witnessing = Witnessing(desk)
+        self._erasing = Erasing(desk)
         replies = Replies(desk, self._endings, self._rescue, self._sending)
         self._deliberating = Deliberating(desk, self._endings, self._mailroom, self._rescue)
         self._carriage = Carriage(desk, self._endings, self._mailroom, self._rescue, replies)
@@ -425,6 +430,39 @@ class AgentBus:
         """The newest checkpoint of another log that this bus has witnessed; None when there is none."""
         return self._witnessing.witnessed(origin)
 
+    async def erase(self, of: str, name: str, *, reason: str, by: str = "operator") -> Erasure:
+        """Removes payloads, headers, salts and texts of a "message", a "conversation" or all of an "agent"; recorded.
+
+        What has not ended, or is under a legal hold, is left, and the answer says so. When this returns no byte of the
+        rest is left in the home.
+        Raises: KeyError, when nothing is recorded of it; ValueError; AuditUnavailable, also while somebody reads older
+        pages of the log for long: then the bytes go as soon as that ends; BusClosed.
+        """
+        self._desk.require_open()
+        return await self._erasing.erase(of, name, reason=reason, by=by)
+
+    def legal_holds(self) -> list[LegalHold]:
+        """What must be kept."""
+        return list(self._desk.holds)
+
+    async def add_legal_hold(self, of: str, name: str, *, reason: str, by: str = "operator") -> LegalHold:
+        """Keeps the content of a "message", a "conversation" or all of an "agent" from erasure and retention; recorded.
+
+        Raises: KeyError, for a message that there is not; ValueError; AuditUnavailable; BusClosed.
+        """
+        self._desk.require_open()
+        return await self._erasing.hold(of, name, reason=reason, by=by)
+
+    async def remove_legal_hold(self, of: str, name: str, *, reason: str, by: str = "operator") -> None:
+        """Ends a hold; recorded. Raises: KeyError, when there is none; ValueError; AuditUnavailable; BusClosed."""
+        self._desk.require_open()
+        await self._erasing.release(of, name, reason=reason, by=by)
+
+    async def retention(self) -> Retention:
+        """How long content is kept, and what is past its time."""
+        self._desk.require_open()
+        return await self._erasing.report()
+
     def status(self) -> Status:
         """The state of the bus: `accounting` sums up, and `security_state` names every weakening in force."""
         active = self._desk.admission.active
@@ -542,6 +580,8 @@ class AgentBus:
             for stored in page:
                 self._take_up(stored)
             after = page[-1].seq
+        await self._erasing.finish()
+        self._erasing.start()
         self._desk.runs.forget()  # in the order of the log: what was noted of them is on its way to the disk before it
 
     def _take_up(self, stored: StoredMessage) -> None:
@@ -619,6 +659,7 @@ class AgentBus:
             parcel.stop_timer()
         endings.stop()
         await self._deliberating.stop()
+        await self._erasing.stop()
         await self._shadowing.close()
         await self.charter.close()
         await self._carriage.stop(WORKERS_SECONDS_MAX)

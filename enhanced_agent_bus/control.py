@@ -250,13 +250,35 @@ async def _witnessed(bus: AgentBus, args: Arguments) -> Json:
     return bus.witnessed(args.take("origin", str))
 
 
+async def _erase(bus: AgentBus, args: Arguments) -> Json:
+    return plain(await bus.erase(args.take("of", str), args.take("name", str), **_said(args)))
+
+
+async def _add_legal_hold(bus: AgentBus, args: Arguments) -> Json:
+    return plain(await bus.add_legal_hold(args.take("of", str), args.take("name", str), **_said(args)))
+
+
+async def _remove_legal_hold(bus: AgentBus, args: Arguments) -> None:
+    await bus.remove_legal_hold(args.take("of", str), args.take("name", str), **_said(args))
+
+
+def _said(args: Arguments) -> dict[str, str]:
+    return {"reason": args.take("reason", str), "by": args.take("by", str)}
+
+
+async def _retention(bus: AgentBus, _args: Arguments) -> Json:
+    return plain(await bus.retention())
+
+
 OPERATIONS: Final[Mapping[str, Operation]] = {
     "activate": _activate,
+    "add_legal_hold": _add_legal_hold,
     "agents": _agents,
     "approve": _approve,
     "checkpoint": _checkpoint,
     "dead_letters": _dead_letters,
     "discard": _discard,
+    "erase": _erase,
     "facts": _facts,
     "held": _held,
     "note_access": _note_access,
@@ -268,8 +290,10 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "recovery_pause": _recovery_pause,
     "recovery_resume": _recovery_resume,
     "remove_fact": _remove_fact,
+    "remove_legal_hold": _remove_legal_hold,
     "reject": _reject,
     "replay": _replay,
+    "retention": _retention,
     "roll_back": _roll_back,
     "rotate_key": _rotate_key,
     "send": _send,

@@ -27,6 +27,10 @@ NAMES: Final = (
     "policy.before_swap",
     "policy.after_swap",
     "retry.before_decide",
+    "erasure.before_commit",
+    "erasure.after_commit",
+    "erasure.before_overwrite",
+    "erasure.after_overwrite",
 )
 ACTIONS: Final = ("kill", "raise", "delay")
 

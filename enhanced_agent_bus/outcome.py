@@ -165,6 +165,50 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True)
+class Erasure:
+    """What was erased: so many payloads (with headers and salts) and texts, of so many messages.
+
+    `left` says of each message that was not erased why: a legal hold, or that it has not ended.
+    """
+
+    messages: int = 0
+    payloads: int = 0
+    texts: int = 0
+    left: dict[str, str] = field(default_factory=dict)
+
+    def __add__(self, other: Erasure) -> Erasure:
+        return Erasure(
+            self.messages + other.messages,
+            self.payloads + other.payloads,
+            self.texts + other.texts,
+            self.left | other.left,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LegalHold:
+    """What must be kept, until the hold is removed: the content of a message, a conversation, or all of an agent's."""
+
+    of: str  # message, conversation or agent
+    name: str
+    reason: str
+    by: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """How many days content is kept (0: for good), and how much of it is past its time and not erased yet."""
+
+    keep_payloads_days: float
+    keep_texts_days: float
+    keep_floor_days: float
+    due_payloads: int
+    due_texts: int
+    left: int  # past its time, and kept: under a legal hold, or not ended
+
+
+@dataclass(frozen=True, slots=True)
 class AgentInfo:
     """A registration, live in this process or remembered by the home."""
 

@@ -288,6 +288,25 @@ class AgentRow(NamedTuple):
     live: bool  # False after unregister; the id stays with its tenant
 
 
+class Erased(NamedTuple):
+    """What goes with an erasure, by the seqs of the records that it stands beside."""
+
+    payloads: tuple[int, ...] = ()  # with headers and salts
+    texts: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()  # of messages: what they had added to facts, and what they were held for
+
+
+class Content(NamedTuple):
+    """What is kept beside the records of one message; `message_id` is empty where it belongs to none."""
+
+    message_id: str
+    conversation: str
+    sender: str
+    recipient: str
+    state: str | None  # None for one that was never accepted
+    erased: Erased
+
+
 @dataclass(slots=True)
 class Entry:
     """One record, and all that changes in the same transaction.
@@ -309,6 +328,7 @@ class Entry:
     texts: tuple[bytes, bytes] | None = None  # (salt, canonical JSON) of what stands apart from this record
     agent: AgentRow | None = None
     settings: Mapping[str, str] | None = None  # rows of the home's own key-value table
+    erased: Erased | None = None
     certain: bool = False
     admitted: Admitted | None = None  # the allow that this entry records
     recorded: Recorded | None = None  # the ledger's ticket for it, made once it is durable
@@ -397,6 +417,25 @@ class Ledger(Protocol):
 
     async def rotate_key(self) -> str:
         """Signs with a new key from now on, recorded under both; returns its vkey. Raises: AuditUnavailable."""
+        ...
+
+    async def contents(
+        self, *, message: str | None = None, conversation: str | None = None, agent: str | None = None
+    ) -> list[Content]:
+        """What is kept of one message, of a conversation, or of all that an agent sent or was sent; ended or not."""
+        ...
+
+    async def contents_before(
+        self, kind: str, before_us: int, *, after_seq: int = -1, limit: int = 200
+    ) -> tuple[list[Content], int]:
+        """A page of the "payloads" or "texts" recorded before an instant, and its last seq; -1 after the last page."""
+        ...
+
+    async def clean(self) -> None:
+        """Returns once no byte of what was erased or forgotten is left anywhere in the home.
+
+        Raises: AuditUnavailable, when somebody reads older pages of the log for too long; it is tried again then.
+        """
         ...
 
     async def close(self) -> None:

@@ -12,7 +12,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -143,6 +143,11 @@ class Recovery(Section):
     budget_per_second: Annotated[float, Field(gt=0, le=1_000_000, allow_inf_nan=False)] = 100.0
 
 
+#: Six months: for so long at least Articles 19 and 26(6) of Regulation (EU) 2024/1689 want logs kept.
+KEEP_FLOOR_DAYS: Final = 183.0
+Days = Annotated[float, Field(ge=0, le=36_600, allow_inf_nan=False)]
+
+
 def _witness(value: str) -> str:
     """The address of a witness, its path made absolute. Raises: ValueError."""
     scheme, colon, rest = value.partition(":")
@@ -175,9 +180,12 @@ def _several(value: object) -> object:
 
 
 class Audit(Section):
-    """What the log keeps, how often it is signed, and who is given what is signed."""
+    """What the log keeps and for how long, how often it is signed, and who is given what is signed."""
 
     store_payloads: bool = True
+    keep_floor_days: Days = KEEP_FLOOR_DAYS
+    keep_payloads_days: Days = 0.0  # for good
+    keep_texts_days: Days = 0.0
     checkpoint_seconds: Seconds = 10.0
     checkpoint_records: Count = 1000
     mask: Path | None = None  # Rego that says what is taken out of payloads before they leave the process
@@ -194,6 +202,21 @@ class Audit(Section):
         if twice:
             raise ValueError(f"{twice[0]} stands there twice")
         return value
+
+    @field_validator("keep_payloads_days", "keep_texts_days")
+    @classmethod
+    def _over_the_floor(cls, days: float, info: ValidationInfo) -> float:
+        floor = info.data.get("keep_floor_days", KEEP_FLOOR_DAYS)
+        if 0 < days < floor:
+            raise ValueError(
+                f"{days:g} days are fewer than audit.keep_floor_days, which is {floor:g}; a lower floor is a weakening"
+            )
+        return days
+
+    @property
+    def is_short(self) -> bool:
+        """Whether anything goes sooner than the floor that this package comes with."""
+        return any(0 < days < KEEP_FLOOR_DAYS for days in (self.keep_payloads_days, self.keep_texts_days))
 
 
 class Settings(Section):

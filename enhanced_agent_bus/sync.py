@@ -32,13 +32,16 @@ from enhanced_agent_bus import (
     DeadLetter,
     Deliberated,
     Drained,
+    Erasure,
     Fact,
     Gate,
+    LegalHold,
     Message,
     Outcome,
     Priority,
     Recovery,
     Refused,
+    Retention,
     Retry,
     ShadowReport,
     Status,
@@ -223,6 +226,29 @@ class AgentBus:
     def witnessed(self, origin: str) -> str | None:
         """The newest checkpoint of another log that this bus has witnessed; None when there is none."""
         return self._loop.look(self._bus.witnessed, origin)
+
+    def erase(self, of: str, name: str, *, reason: str, by: str = "operator") -> Erasure:
+        """Removes payloads, headers, salts and texts of a "message", a "conversation" or all of an "agent"; recorded.
+
+        Raises: KeyError, when nothing is recorded of it.
+        """
+        return self._loop.run(self._bus.erase, of, name, reason=reason, by=by)
+
+    def legal_holds(self) -> list[LegalHold]:
+        """What must be kept."""
+        return self._loop.look(self._bus.legal_holds)
+
+    def add_legal_hold(self, of: str, name: str, *, reason: str, by: str = "operator") -> LegalHold:
+        """Keeps content from erasure and retention; recorded. Raises: KeyError, for a message that there is not."""
+        return self._loop.run(self._bus.add_legal_hold, of, name, reason=reason, by=by)
+
+    def remove_legal_hold(self, of: str, name: str, *, reason: str, by: str = "operator") -> None:
+        """Ends a hold; recorded. Raises: KeyError, when there is none."""
+        self._loop.run(self._bus.remove_legal_hold, of, name, reason=reason, by=by)
+
+    def retention(self) -> Retention:
+        """How long content is kept, and what is past its time."""
+        return self._loop.run(self._bus.retention)
 
     def status(self) -> Status:
         """The state of the bus: `accounting` sums up, and `security_state` names every weakening in force."""

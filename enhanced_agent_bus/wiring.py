@@ -119,7 +119,7 @@ async def _build(
         threads=threads,
         chance=random.Random().random,  # noqa: S311 - jitter, not a secret
         runs=runs,
-        weakenings=getattr(clock, "weakenings", ()),
+        weakenings=_weakenings(settings, clock),
         witnesses=witnesses,
         home=str(folder) if folder is not None else MEMORY,
         note_blocked=_unnoted if place is None else place.note_blocked,
@@ -151,6 +151,11 @@ async def _build(
         stack.push_async_callback(server.close)
         place.lock.announce(path)
     return bus
+
+
+def _weakenings(settings: Settings, clock: Clock) -> list[str]:
+    short = ["short_retention"] if settings.audit.is_short else []
+    return [*getattr(clock, "weakenings", ()), *short]
 
 
 def _unnoted(_blocked: BlockedLoop | None) -> None:

@@ -18,7 +18,7 @@ PACKAGE: Final = "enhanced_agent_bus"
 FOLDER: Final = Path(__file__).resolve().parent.parent / PACKAGE
 
 VALUES: Final = frozenset({"message", "verdict", "outcome", "errors"})
-STATIONS: Final = frozenset({"admission", "routing", "delivery", "recovery", "deliberation"})
+STATIONS: Final = frozenset({"admission", "routing", "delivery", "recovery", "deliberation", "retention"})
 FILLERS: Final = frozenset({"engines", "ledger"})
 SHOWN: Final = VALUES | {"ports", "settings", "agent", "bus", "clock", "control", "wiring", "_share"}
 

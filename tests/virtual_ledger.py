@@ -15,7 +15,7 @@ from enhanced_agent_bus import AuditUnavailable, BusError
 from enhanced_agent_bus.ledger import rows
 from enhanced_agent_bus.ledger.memory import MemoryLedger
 from enhanced_agent_bus.outcome import END_STATES
-from enhanced_agent_bus.ports import AgentRow, Entry, FactChange, Move, StoredMessage
+from enhanced_agent_bus.ports import AgentRow, Content, Entry, FactChange, Move, StoredMessage
 from enhanced_agent_bus.verdict import Recorded
 from tests.virtual_loop import START_US, VirtualLoop, Weather, while_seconds
 
@@ -70,6 +70,17 @@ class VirtualLedger:
         self._certain: list[Entry] = []
 
     # --- on the loop -------------------------------------------------------------------------------------------------
+
+    async def contents(self, **what: str | None) -> list[Content]:
+        return await self._store.contents(**what)
+
+    async def contents_before(
+        self, kind: str, before_us: int, *, after_seq: int = -1, limit: int = 200
+    ) -> tuple[list[Content], int]:
+        return await self._store.contents_before(kind, before_us, after_seq=after_seq, limit=limit)
+
+    async def clean(self) -> None:
+        """There are no files."""
 
     def put(self, entry: Entry) -> None:
         if self._gone or (self._closed and not entry.certain):

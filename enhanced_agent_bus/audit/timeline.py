@@ -97,7 +97,9 @@ def _step(record: Record, places: Mapping[tuple[str, str], Mapping[str, Any]]) -
         step |= {name: record[name] for name in _OF_OUTCOME}
         step["redacted"] = "payload" in record
     else:
-        step |= {name: value for name, value in record.items() if name not in _IN_EVERY_RECORD}
+        # What was erased, say: the record calls it by the name that a step has for its kind.
+        rest = {name: value for name, value in record.items() if name not in _IN_EVERY_RECORD}
+        step |= {"of" if name == "what" else name: value for name, value in rest.items()}
     return step
 
 

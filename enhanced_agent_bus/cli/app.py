@@ -17,6 +17,8 @@ import typer
 from enhanced_agent_bus import __version__
 from enhanced_agent_bus.cli import (
     audit,
+    audit_erase,
+    audit_hold,
     audit_prove,
     bench,
     demo,
@@ -57,6 +59,9 @@ for module in (demo, init, run, send, state, doctor, bench):
 policy.app.command("sign")(policy_sign.sign)
 audit.app.command("prove")(audit_prove.prove)
 audit.app.command("rotate-key")(audit_prove.rotate_key)
+audit.app.command()(audit_erase.erase)
+audit.app.command()(audit_erase.retention)
+audit.app.add_typer(audit_hold.app, name="hold")
 for name, group in (
     ("policy", policy.app),
     ("facts", facts.app),

@@ -299,7 +299,7 @@ def decision_record(connection: sqlite3.Connection, name: str) -> dict[str, Json
 def content_at(connection: sqlite3.Connection, seq: int) -> dict[str, Json]:
     """Payload and headers that stand apart from a record; None for what is not there."""
     row = connection.execute(_PAYLOAD, (seq,)).fetchone()
-    if row is None:
+    if row is None or not row[0]:  # erased, or not kept after the end (audit.store_payloads)
         return {"payload": None, "headers": None}
     return {"payload": json.loads(row[0]), "headers": json.loads(row[1] or b"{}")}
 

@@ -188,10 +188,17 @@ def records_named(home: Path, name: str, *, content: bool) -> list[dict[str, Jso
         return [_with_content(connection, record) for record in found] if content else found
 
 
+#: In place of what a record commits to.
+GONE: Final = "erased or not kept"
+
+
 def _with_content(connection: sqlite3.Connection, record: dict[str, Json]) -> dict[str, Json]:
     kept = content_at(connection, record["seq"])
     texts = one(connection, TEXTS, (record["seq"],))
     apart = {name: value for name, value in kept.items() if value is not None}
     if texts is not None:
         apart["texts"] = json.loads(texts)
+    # A later decision on a message has its payload beside the first one.
+    committed = ["texts"] if record.get("previous") is not None else ["payload", "headers", "texts"]
+    apart |= {name: GONE for name in committed if name not in apart and record.get(name) is not None}
     return record | {"content": apart} if apart else record

@@ -7,15 +7,16 @@ whose id the sender gave the first record too, so that the same id again is answ
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from typing import Final
 
 from enhanced_agent_bus.errors import AuditUnavailable, BusError
 from enhanced_agent_bus.ledger import rows
+from enhanced_agent_bus.message import Envelope
 from enhanced_agent_bus.outcome import END_STATES, WAITING_STATES
-from enhanced_agent_bus.ports import AgentRow, Clock, Entry, FactChange, Move, Opening, StoredMessage
+from enhanced_agent_bus.ports import AgentRow, Clock, Content, Entry, Erased, FactChange, Move, Opening, StoredMessage
 from enhanced_agent_bus.verdict import Recorded
 
 #: The oldest record goes when there are more.
@@ -98,6 +99,8 @@ class MemoryLedger:
             self._agents[entry.agent.id] = entry.agent
         if entry.settings:
             self._settings.update(entry.settings)
+        if entry.erased is not None:
+            self._erase(entry.erased)
         if len(self._records) == RECORDS_MAX:
             self._keep_first(self._records[0])
         self._records.append((seq, self._at_us, entry))
@@ -245,7 +248,7 @@ class MemoryLedger:
                 opening.holds,
                 opening.hold_expires_us,
                 None,
-                has_content=True,
+                has_content=bool(envelope.body),
                 expires_us=envelope.expires_us,
             )
         if move.forget:
@@ -264,7 +267,7 @@ class MemoryLedger:
             opening.holds,
             opening.hold_expires_us,
             move.reply_id,
-            has_content=not move.forget,
+            has_content=bool(envelope.body),
             expires_us=move.expires_us,
             notes=move.notes,
         )
@@ -279,6 +282,77 @@ class MemoryLedger:
             if scope in (None, its_scope) and owner in (None, its_owner)
             for key, value in facts.items()
         )
+
+    # --- what stands beside records --------------------------------------------------------------------------------
+
+    def _beside(self) -> Iterator[tuple[int, int, str, Envelope | None, bool, bool]]:
+        """Of what is kept: seq, when, the message, its envelope where it stands there, and whether there are texts."""
+        listed = {seq for seq, _, _ in self._records}
+        for seq, (opening, at_us) in self._messages.items():
+            if seq not in listed:
+                _, texts = self._firsts.get(seq, (b"", None))
+                yield seq, at_us, opening.envelope.id, opening.envelope, bool(opening.envelope.salt), texts is not None
+        for seq, at_us, entry in self._records:
+            envelope = self._messages[seq][0].envelope if seq in self._messages else entry.keep
+            has_payload = envelope is not None and bool(envelope.salt)
+            yield seq, at_us, entry.message_id or "", envelope, has_payload, entry.texts is not None
+
+    async def contents(
+        self, *, message: str | None = None, conversation: str | None = None, agent: str | None = None
+    ) -> list[Content]:
+        found: dict[str, Content] = {}
+        for seq, _, message_id, envelope, has_payload, has_texts in self._beside():
+            known = found.get(message_id)
+            if known is None and envelope is not None:
+                row = self._seqs.get(message_id)
+                rows_: tuple[int, ...] = () if row is None else (row,)
+                state = None if row is None else self._state(row)
+                names = (envelope.conversation, envelope.sender, envelope.recipient)
+                known = Content(message_id, *names, state, Erased(rows=rows_))
+            if known is not None:
+                payloads, texts, rows_ = known.erased
+                erased = Erased(payloads + (seq,) * has_payload, texts + (seq,) * has_texts, rows_)
+                found[message_id] = known._replace(erased=erased)
+        return [
+            content
+            for content in found.values()
+            if message == content.message_id
+            or conversation == content.conversation
+            or agent in (content.sender, content.recipient)
+        ]
+
+    async def contents_before(
+        self, kind: str, before_us: int, *, after_seq: int = -1, limit: int = 200
+    ) -> tuple[list[Content], int]:
+        due: list[Content] = []
+        for seq, at_us, message_id, _, has_payload, has_texts in sorted(self._beside(), key=lambda item: item[0]):
+            if seq <= after_seq or at_us >= before_us or not (has_payload if kind == "payloads" else has_texts):
+                continue
+            if len(due) == limit:
+                return due, after_seq
+            known = next(iter(await self.contents(message=message_id)), Content("", "", "", "", None, Erased()))
+            part = Erased((seq,), (), known.erased.rows) if kind == "payloads" else Erased((), (seq,), ())
+            due.append(known._replace(erased=part))
+            after_seq = seq
+        return due, -1
+
+    def _erase(self, erased: Erased) -> None:
+        for seq in {*erased.payloads, *erased.rows} & self._messages.keys():
+            opening, at_us = self._messages[seq]
+            self._messages[seq] = (opening._replace(envelope=_bare(opening.envelope), added=b"[]", holds=b"[]"), at_us)
+            if seq in self._moves:
+                self._moves[seq] = self._moves[seq]._replace(added=b"[]", notes=b"{}")
+        for seq in set(erased.texts) & self._firsts.keys():
+            self._firsts[seq] = (self._firsts[seq][0], None)
+        for seq, _, entry in self._records:
+            if seq in erased.payloads:
+                entry.fields = rows.fields_of(entry)  # what makes them later holds the message
+                entry.opening = entry.keep = entry.admitted = entry.recorded = None
+            if seq in erased.texts:
+                entry.texts = None
+
+    async def clean(self) -> None:
+        """There are no files."""
 
     def agents(self) -> list[AgentRow]:
         return [self._agents[agent_id] for agent_id in sorted(self._agents)]
@@ -334,3 +408,7 @@ class MemoryLedger:
         done, entry.done = entry.done, None
         if done is not None:
             done(-1, error)
+
+
+def _bare(envelope: Envelope) -> Envelope:
+    return envelope._replace(body=b"", salt=b"", headers={})

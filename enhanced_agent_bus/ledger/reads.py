@@ -5,15 +5,16 @@ from __future__ import annotations
 import heapq
 import itertools
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from enhanced_agent_bus.errors import AuditUnavailable
 from enhanced_agent_bus.ledger import rows, sql
 from enhanced_agent_bus.ledger.store import damage
 from enhanced_agent_bus.ports import AgentRow, FactChange, StoredMessage
 
+T = TypeVar("T")
 READ_REMEDY = "look at the disk that the home is on; nothing is delivered until it answers"
 
 
@@ -25,11 +26,14 @@ class Reads:
         self._db: sqlite3.Connection | None = None
 
     def _all(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        return self.with_connection(lambda database: database.execute(query, values).fetchall())
+
+    def with_connection(self, find: Callable[[sqlite3.Connection], T]) -> T:
         """Raises: StoreCorrupt; AuditUnavailable, when the disk does not answer."""
         try:
             if self._db is None:
                 self._db = sqlite3.connect(f"{self._path.as_uri()}?mode=ro", uri=True, isolation_level=None)
-            return self._db.execute(query, values).fetchall()
+            return find(self._db)
         except sqlite3.Error as error:
             raise damage(error) or AuditUnavailable(f"the log cannot be read: {error}", remedy=READ_REMEDY) from error
 

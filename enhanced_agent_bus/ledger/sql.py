@@ -121,6 +121,27 @@ TEXTS: Final = "SELECT body FROM texts WHERE seq = ?"
 RECORD: Final = "SELECT body FROM records WHERE seq = ?"
 SETTING: Final = "SELECT value FROM settings WHERE key = ?"
 
+#: The row that says that something was erased whose bytes may still be somewhere in the files.
+UNCLEAN: Final = "unclean"
+SET_UNCLEAN: Final = f"INSERT OR REPLACE INTO settings VALUES ('{UNCLEAN}', '1')"  # noqa: S608 - as above
+SET_CLEAN: Final = f"DELETE FROM settings WHERE key = '{UNCLEAN}'"  # noqa: S608 - made of constants
+ERASE_PAYLOAD: Final = "DELETE FROM payloads WHERE seq = ?"
+ERASE_TEXTS: Final = "DELETE FROM texts WHERE seq = ?"
+LIFE_OF: Final = "SELECT opening, life FROM messages WHERE seq = ?"
+BLANK_LIFE: Final = "UPDATE messages SET opening = ?, life = ? WHERE seq = ?"
+ROW_OF: Final = "SELECT seq, state FROM messages WHERE id = ?"
+DECISIONS_WITH: Final = "SELECT message_id, body FROM records WHERE kind = 'decision' AND instr(body, ?) ORDER BY seq"
+RECORDS_OF: Final = (
+    "SELECT r.seq, r.kind, r.body, EXISTS (SELECT 1 FROM payloads WHERE seq = r.seq),"
+    " EXISTS (SELECT 1 FROM texts WHERE seq = r.seq) FROM records r WHERE r.message_id = ? ORDER BY r.seq"
+)
+#: What is forgotten (store_payloads = false) keeps its salt until it is erased.
+KEPT_BEFORE: Final = {
+    table: f"SELECT k.seq, r.message_id FROM {table} k JOIN records r ON r.seq = k.seq"  # noqa: S608 - constants
+    " WHERE k.seq > ? AND k.seq < ? ORDER BY k.seq LIMIT ?"
+    for table in ("payloads", "texts")
+}
+
 
 def chunks(count: int) -> list[int]:
     """Into which statement sizes `count` rows go; the last may have room for more."""

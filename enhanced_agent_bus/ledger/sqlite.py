@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import Any, Final, NamedTuple, TypeVar
 
 from enhanced_agent_bus.errors import AuditUnavailable, BusError
-from enhanced_agent_bus.ledger import rows
+from enhanced_agent_bus.ledger import erasing, rows
 from enhanced_agent_bus.ledger.home import Home
 from enhanced_agent_bus.ledger.news import News
 from enhanced_agent_bus.ledger.reads import Reads
 from enhanced_agent_bus.ledger.store import Queued, Store
-from enhanced_agent_bus.ports import AgentRow, Clock, Entry, FactChange, StoredMessage
+from enhanced_agent_bus.ports import AgentRow, Clock, Content, Entry, FactChange, StoredMessage
 from enhanced_agent_bus.verdict import Recorded
 
 #: More entries than this wait for the next commit; a commit of so many takes some 50 ms.
@@ -37,9 +40,18 @@ UNWRITABLE: Final = (
     TypeError,
     OverflowError,
 )
+#: What was forgotten is overwritten this often, and less often where it takes longer than a hundredth of that time.
+CLEAN_SECONDS: Final = 10.0
+CLEAN_SHARE: Final = 0.01
+#: So long somebody who reads older pages is waited for, by whoever erases; and how often it is tried at the end.
+CLEAN_SECONDS_MAX: Final = 10.0
+CLEAN_TRIES_AT_END: Final = 10
 LAST: Final = 2
 _FORKED: Final = "belongs to the process that was forked"
 _REMEDY: Final = "nothing was delivered; once the disk answers, send again with the same id"
+
+
+T = TypeVar("T")
 
 
 class _Committed(NamedTuple):
@@ -200,6 +212,37 @@ class SqliteLedger:
         self._writer.queue.put(job)
         return await job.answer
 
+    async def contents(
+        self, *, message: str | None = None, conversation: str | None = None, agent: str | None = None
+    ) -> list[Content]:
+        find = partial(erasing.contents, message=message, conversation=conversation, agent=agent)
+        return await asyncio.to_thread(self._apart, find)
+
+    async def contents_before(
+        self, kind: str, before_us: int, *, after_seq: int = -1, limit: int = 200
+    ) -> tuple[list[Content], int]:
+        find = partial(erasing.contents_before, kind=kind, before_us=before_us, after_seq=after_seq, limit=limit)
+        return await asyncio.to_thread(self._apart, find)
+
+    def _apart(self, find: Callable[[sqlite3.Connection], T]) -> T:
+        """What takes long is read on a connection of its own, off the loop."""
+        reads = Reads(self._home.database)
+        try:
+            return reads.with_connection(find)
+        finally:
+            reads.close()
+
+    async def clean(self) -> None:
+        until = self._loop.time() + CLEAN_SECONDS_MAX
+        while not await self._ask(Store.clean):
+            if self._loop.time() > until:
+                raise AuditUnavailable(
+                    "what was erased is no longer in the log, and its bytes are still in the files: somebody reads"
+                    " an older state of the database",
+                    remedy="end long readings of the log, such as an export; it is tried again until it is done",
+                )
+            await asyncio.sleep(MEND_SECONDS)
+
     def _read(self) -> Reads:
         if os.getpid() != self._pid:
             raise _over(_FORKED)
@@ -317,6 +360,7 @@ def _open_store(home: Home, clock: Clock) -> Store:
             except BaseException:
                 store.close()
                 raise
+        store.clean()
     except (sqlite3.Error, OSError) as error:
         raise AuditUnavailable(f"the log cannot be opened: {error}", remedy="look at the disk it is on") from error
     return store
@@ -341,6 +385,8 @@ class _Writer:
         self._broken_at = 0  # size of the log when the store broke
         self._doubtful: list[Queued] = []  # the batch that may or may not be on disk
         self._certain: list[Queued] = []  # what has happened and must still be written
+        self._cleaned_monotonic = time.monotonic()
+        self._clean_seconds = 0.0  # how long it took last
         self._stopping = 0  # 1: asked to end; LAST: and nothing more will come
 
     def start(self, loop: asyncio.AbstractEventLoop, ledger: SqliteLedger) -> None:
@@ -407,7 +453,11 @@ class _Writer:
         due = self._store.checkpoint_due_in(self._checkpoint_seconds)
         file_due = self._store.file_due_in()
         # A moment of quiet is when the file is written; it is overdue only under load.
-        return 0.0 if file_due is not None else max(0.0, due)
+        return 0.0 if file_due is not None else max(0.0, min(due, self._clean_due_in(self._store)))
+
+    def _clean_due_in(self, store: Store) -> float:
+        period = max(CLEAN_SECONDS, self._clean_seconds / CLEAN_SHARE)
+        return self._cleaned_monotonic + period - time.monotonic() if store.unclean else math.inf
 
     def _turn(self, batch: list[Queued]) -> None:
         store = self._store if self._store is not None else self._mend()
@@ -425,6 +475,15 @@ class _Writer:
         file_due = store.file_due_in()
         if file_due is not None and (file_due <= 0 or (self.queue.empty() and not self._waiting)):
             store.file_checkpoint()
+        if self._clean_due_in(store) <= 0:
+            self._clean(store)
+
+    def _clean(self, store: Store) -> bool:
+        begun = time.monotonic()
+        clean = store.clean()
+        self._cleaned_monotonic = time.monotonic()
+        self._clean_seconds = self._cleaned_monotonic - begun if clean else 0.0
+        return clean
 
     def _work(self) -> None:
         """Does what was asked for once nothing waits before it. Raises: what breaks the store."""
@@ -526,6 +585,9 @@ class _Writer:
                 if store.changed:
                     self._write(store, [], checkpoint=True)
                 store.file_checkpoint()
+                for _ in range(CLEAN_TRIES_AT_END):  # else at the next opening
+                    if self._clean(store):
+                        break
                 store.close()
         except Exception as error:  # noqa: BLE001 - as in `_run`: what could not be written is said to be so
             self._break(batch, error)

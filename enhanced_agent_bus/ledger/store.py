@@ -17,7 +17,7 @@ import orjson
 
 from enhanced_agent_bus import faultpoints
 from enhanced_agent_bus.errors import StoreCorrupt
-from enhanced_agent_bus.ledger import merkle, rows, sql
+from enhanced_agent_bus.ledger import erasing, merkle, rows, sql
 from enhanced_agent_bus.ledger.checkpoint import Checkpoint, Signer
 from enhanced_agent_bus.ledger.home import Home, write_atomically
 from enhanced_agent_bus.outcome import END_STATES, WAITING_STATES
@@ -30,6 +30,9 @@ CACHE_KIBIBYTES: Final = 16_384
 #: A newer checkpoint file is not written more often than this, but at a quiet moment and at close.
 CHECKPOINT_FILE_SECONDS: Final = 0.2
 HEARTBEAT_SECONDS: Final = 3600.0
+#: How long a reader of older pages is waited for at a time; the next entries wait as long.
+READER_SECONDS: Final = 0.1
+BUSY_SECONDS: Final = 5.0
 _PAGE_ROWS: Final = 1000
 _RECORD: Final = rows.blob(b'{"v":1,"seq":%d%b%b')
 _VKEY: Final = "log.vkey"  # the setting that names the key of the newest rotation
@@ -72,6 +75,7 @@ class _Rows:
     rare: list[Entry] = field(default_factory=list)  # with rows of tables that seldom change
     decisions: bool = False
     outcomes: bool = False
+    erasures: bool = False
 
 
 class Store:
@@ -87,6 +91,7 @@ class Store:
         self._changed = True  # records other than checkpoints since
         self._unfiled: str | None = None  # the newest note, while HOME/checkpoint is older
         self._filed_monotonic = 0.0
+        self.unclean = False  # bytes of what was erased or forgotten may be left in the files
 
     # --- opening ---------------------------------------------------------------------------------------------------
 
@@ -97,15 +102,7 @@ class Store:
         Raises: StoreCorrupt; sqlite3.OperationalError and OSError, when the disk does not answer.
         """
         made = home.fresh or home.loss is not None
-        mode = "rwc" if made else "rw"
-        # Opened by one thread and used by another, one at a time.
-        database = sqlite3.connect(
-            f"{home.database.as_uri()}?mode={mode}",
-            uri=True,
-            isolation_level=None,
-            check_same_thread=False,
-            cached_statements=256,
-        )
+        database = _connect(home, "rwc" if made else "rw")
         store = cls(home, database, clock)
         try:
             store._prepare()
@@ -131,6 +128,7 @@ class Store:
             "synchronous = FULL",
             f"wal_autocheckpoint = {WAL_PAGES}",
             f"cache_size = -{CACHE_KIBIBYTES}",
+            "secure_delete = ON",
             "temp_store = MEMORY",
             "trusted_schema = OFF",
             "cell_size_check = ON",
@@ -165,6 +163,7 @@ class Store:
             raise StoreCorrupt(f"the log's end does not have the tree that was written (size {size})", remedy=RESTORE)
         self.head = Head(size, at_us, tree, {**Head().accounting, **orjson.loads(accounting)})
         self._verify_states()
+        self.unclean = self._db.execute(sql.SETTING, (sql.UNCLEAN,)).fetchone() is not None
         self._noted = newest.size
         self._unfiled = newest.note  # a crash may have come between the record and the file
         # A log that ends in its newest checkpoint has nothing new to vouch for.
@@ -329,8 +328,9 @@ class Store:
                 table.texts += (seq, rows.blob(salt), rows.blob(text))
             for change in entry.facts:
                 table.facts[change[:3]] = change[3]
-            if entry.agent is not None or entry.settings:
+            if entry.agent is not None or entry.settings or entry.erased is not None:
                 table.rare.append(entry)
+                table.erasures |= entry.erased is not None
             seq += 1
         table.decisions |= "decision" in middles
         table.outcomes |= "outcome" in middles
@@ -352,6 +352,8 @@ class Store:
             self._many(sql.MOVE_MESSAGES, moves, sql.MOVE_WIDTH)
         if table.forgets:
             self._many(sql.FORGET_PAYLOADS, table.forgets, 1)
+        if (table.forgets or table.erasures) and not self.unclean:
+            self._db.execute(sql.SET_UNCLEAN)
         if table.facts:
             facts: list[Any] = []
             for key, value in table.facts.items():
@@ -370,6 +372,8 @@ class Store:
             self._db.execute(sql.PUT_AGENT, rows.agent_row(entry.agent))
         for setting in (entry.settings or {}).items():
             self._db.execute(sql.PUT_SETTING, setting)
+        if entry.erased is not None:
+            erasing.erase(self._db, entry.erased)
 
     def _many(self, statements: Mapping[int, str], values: list[Any], width: int) -> None:
         count = len(values) // width
@@ -387,7 +391,12 @@ class Store:
             hit("audit.before_commit")
         if table.outcomes:
             hit("outcome.before_commit")
+        if table.erasures:
+            hit("erasure.before_commit")
         self._db.execute("COMMIT")
+        self.unclean |= table.erasures or bool(table.forgets)
+        if table.erasures:
+            hit("erasure.after_commit")
         if table.decisions:
             hit("audit.after_commit")
         if table.outcomes:
@@ -447,6 +456,30 @@ class Store:
         self.file_checkpoint()  # which both keys signed, before one of them is not there any more
         self._home.take_next_key(None if row is None else row[0])
 
+    # --- what was erased -------------------------------------------------------------------------------------------
+
+    def clean(self) -> bool:
+        """Overwrites what was erased or forgotten, wherever bytes of it are left; False while older pages are read.
+
+        Bytes are left in the -wal, and in pages from which rows were moved to others before they were deleted there.
+        """
+        if not self.unclean:
+            return True
+        faultpoints.hit("erasure.before_overwrite")
+        self._db.execute(f"PRAGMA busy_timeout = {int(READER_SECONDS * 1000)}")
+        (busy, _, _) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self._db.execute(f"PRAGMA busy_timeout = {int(BUSY_SECONDS * 1000)}")
+        if busy:
+            return False
+        erasing.overwrite_moved(self._home.database, self._db)
+        self._db.close()  # what it has of pages in its cache is older than the file
+        self._db = _connect(self._home, "rw")
+        self._prepare()
+        faultpoints.hit("erasure.after_overwrite")
+        self._db.execute(sql.SET_CLEAN)
+        self.unclean = False
+        return True
+
     # --- doubt and the end -----------------------------------------------------------------------------------------
 
     def end_doubtful(self, first: int, batch: Sequence[Queued] = ()) -> None:
@@ -489,6 +522,18 @@ class Store:
 
 def _queued(entry: Entry) -> Queued:
     return entry, rows.rest_of_record(entry), False
+
+
+def _connect(home: Home, mode: str) -> sqlite3.Connection:
+    """Opened by one thread and used by another, one at a time."""
+    return sqlite3.connect(
+        f"{home.database.as_uri()}?mode={mode}",
+        timeout=BUSY_SECONDS,
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+    )
 
 
 def _discarded(message: StoredMessage, now_us: int) -> Move:

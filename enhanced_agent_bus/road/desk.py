@@ -18,12 +18,14 @@ from enhanced_agent_bus.delivery.mailbox import Mailbox
 from enhanced_agent_bus.delivery.parcel import Parcel
 from enhanced_agent_bus.delivery.runner import Handler
 from enhanced_agent_bus.errors import AuditUnavailable, BusClosed, BusError
+from enhanced_agent_bus.message import Envelope
 from enhanced_agent_bus.outcome import END_STATES, WAITING_STATES
 from enhanced_agent_bus.ports import Clock, Entry, Ledger, Runs
 from enhanced_agent_bus.recovery.breaker import Breaker
 from enhanced_agent_bus.recovery.budget import Budget
 from enhanced_agent_bus.recovery.orchestrator import Recoveries
 from enhanced_agent_bus.recovery.retry import Retry
+from enhanced_agent_bus.retention.holds import SETTING, Holds
 from enhanced_agent_bus.routing.registry import Registry
 from enhanced_agent_bus.routing.router import Router
 from enhanced_agent_bus.settings import Settings
@@ -143,6 +145,8 @@ class Desk:
         self.router = Router(registry, lambda agent_id: self.post(agent_id).mailbox.taken)
         self.posts: dict[str, Post] = {}
         self.live: dict[str, Parcel] = {}  # accepted or held, and not ended
+        self.holds = Holds(ledger.setting(SETTING))
+        self.erasing: set[str] = set()  # whose content is going right now
         self.rising: set[str] = set()  # dead letters that are being replayed or discarded right now
         self.closed = False  # takes no more
         self.drained = False  # and does no more
@@ -185,6 +189,10 @@ class Desk:
             self.stalled = False
             self.admission.facts.durable(decided.changes)
         written.settle(seq, error)
+
+    def held_by_law(self, envelope: Envelope) -> str | None:
+        """The legal hold that covers a message, in words; None without."""
+        return self.holds.find(envelope.id, envelope.conversation, envelope.sender, envelope.recipient)
 
     def accounting(self) -> dict[str, int]:
         counts = dict.fromkeys(WAITING_STATES, 0)

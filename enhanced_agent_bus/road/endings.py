@@ -159,6 +159,7 @@ class Endings:
         decision_id: str,
     ) -> Move:
         forget = not self._desk.settings.audit.store_payloads and state in END_STATES and state != "dead_lettered"
+        forget = forget and self._desk.held_by_law(parcel.envelope) is None
         before, parcel.stored = parcel.stored, state
         return Move(
             parcel.row,

@@ -263,7 +263,8 @@ class Sending:
         )
         if decided.verdict == "refuse":
             entry.done = partial(self._desk.settled, decided, written)
-            if self._desk.settings.audit.store_payloads and decided.code not in KEEPS_NOTHING and envelope.digest:
+            stores = self._desk.settings.audit.store_payloads or self._desk.held_by_law(envelope) is not None
+            if stores and decided.code not in KEEPS_NOTHING and envelope.digest:
                 entry.keep = envelope
         else:
             parcel.decision_id = decided.decision_id
@@ -414,15 +415,15 @@ class Sending:
         if isinstance(shaped, Refusal):
             return await self.turn_away(message_id, sender, NOBODY, topic, draft, shaped)
         before = stored.envelope
+        unsent = stored.state == "discarded" and stored.code == "audit_unavailable"
+        erased = before.salt == b"" or message_id in self._desk.erasing  # its content can be compared no more
         same = (
-            before.salt != b""
-            and (to is None or before.recipient == to)
+            (to is None or before.recipient == to)
             and before.topic == topic
             and before.type == shaped.type
             and before.priority == shaped.priority
             and shaped.conversation in (None, before.conversation)
-            and before.commitment == commitment(before.salt, shaped.body)
-            and before.headers_commitment == (commitment(before.salt, shaped.headers_bytes) if shaped.headers else None)
+            and (not unsent if erased else _same_content(before, shaped))
         )
         if not same:
             refusal = Refusal(
@@ -430,7 +431,7 @@ class Sending:
             )
             party = self._desk.registry.party(before.recipient) or NOBODY
             return await self.turn_away(message_id, sender, party, topic, draft, refusal, shaped)
-        if stored.state == "discarded" and stored.code == "audit_unavailable":
+        if unsent:
             # Its sender was told that nothing was accepted, and that sending again is safe.
             receipt = await self._rescue.replay(stored)
             return receipt, self._desk.live.get(message_id)
@@ -439,6 +440,11 @@ class Sending:
         lately = age_us <= self._desk.settings.limits.dedup_seconds * 1e6
         receipt = (first_receipt if lately else recorded_receipt)(self._desk.ledger, stored, ending)
         return receipt, self._desk.live.get(message_id)
+
+
+def _same_content(before: Envelope, shaped: Shaped) -> bool:
+    headers = commitment(before.salt, shaped.headers_bytes) if shaped.headers else None
+    return before.commitment == commitment(before.salt, shaped.body) and before.headers_commitment == headers
 
 
 def own_id(sender: str, given: object) -> str | None:

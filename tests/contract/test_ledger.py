@@ -21,7 +21,7 @@ from enhanced_agent_bus.clock import SystemClock
 from enhanced_agent_bus.errors import AuditUnavailable, BusError
 from enhanced_agent_bus.ledger.memory import MemoryLedger
 from enhanced_agent_bus.outcome import END_STATES, WAITING_STATES
-from enhanced_agent_bus.ports import AgentRow, Entry, FactChange, Ledger
+from enhanced_agent_bus.ports import AgentRow, Content, Entry, Erased, FactChange, Ledger
 from enhanced_agent_bus.verdict import Admitted, Party, Recorded
 from tests.entries import decision, envelope, move, open_ledger, put_all, putting
 
@@ -208,6 +208,46 @@ async def test_facts_change_with_their_record(ledger: Ledger) -> None:
     ]
     assert ledger.fact_rows("tenant") == [FactChange("tenant", "desk", "spent", b"7")]
     assert ledger.fact_rows("agent", "other") == []
+
+
+async def test_what_stands_beside_records_is_found_and_erased(ledger: Ledger) -> None:
+    """By message, conversation and agent, or by age; what is erased is gone, and the record of it is as any other."""
+    refused = decision(2, verdict="refuse")
+    refused.texts = (b"s" * 32, b'{"reasons":[["too much","ask"]]}')
+    row, other, third = await put_all(ledger, [decision(1), refused, decision(3, recipient="payer")])
+    failed = move(1, row, added=b'[["agent","desk","who","secret",null]]')
+    failed.texts = (b"t" * 32, b'{"error":"secret"}')
+    (ended,) = await put_all(ledger, [failed])
+    await put_all(ledger, [move(3, third)])
+    (one,) = await ledger.contents(message="desk/order-1")
+    assert one == Content(
+        "desk/order-1", "desk/order-1", "desk", "booker", "delivered", Erased((row,), (ended,), (row,))
+    )
+    assert await ledger.contents(conversation="desk/order-1") == [one]
+    assert [content.message_id for content in await ledger.contents(agent="booker")] == ["desk/order-1", "desk/order-2"]
+    assert len(await ledger.contents(agent="desk")) == 3
+    assert await ledger.contents(message="desk/order-9") == []
+    later = SystemClock().now_us() + 60_000_000
+    page, last = await ledger.contents_before("payloads", later, limit=2)
+    assert [content.erased.payloads for content in page] == [(row,), (other,)]
+    page, last = await ledger.contents_before("payloads", later, after_seq=last, limit=2)
+    assert [content.erased for content in page] == [Erased((third,), (), (third,))]
+    assert last == -1
+    texts, _ = await ledger.contents_before("texts", later)
+    assert [content.erased for content in texts] == [Erased((), (other,), ()), Erased((), (ended,), ())]
+    assert await ledger.contents_before("texts", 1) == ([], -1)
+    await put_all(ledger, [Entry("erasure", {"what": "all"}, erased=Erased((row, other), (ended, other), (row,)))])
+    await ledger.clean()
+    assert ledger.texts(ended) is ledger.texts(other) is None
+    stored = ledger.find("desk/order-1")
+    assert stored is not None
+    assert (stored.has_content, stored.envelope.salt, stored.envelope.body, stored.envelope.headers) == (
+        (False, b"", b"", {})
+    )
+    assert (stored.state, stored.added, stored.envelope.digest) == ("delivered", b"[]", envelope(1).digest)
+    assert [content.erased for content in await ledger.contents(message="desk/order-1")] == [Erased(rows=(row,))]
+    assert ledger.find("desk/order-3").has_content  # type: ignore[union-attr]
+    assert json.loads(ledger.record(ended))["state"] == "delivered"
 
 
 async def test_registrations_and_settings_are_kept(ledger: Ledger) -> None:
