@@ -61,7 +61,7 @@ COMMON: Final = frozenset({"orjson", "pydantic"})
 THIRD_PARTY: Final[dict[str, frozenset[str]]] = {
     "engines": frozenset({"cachetools", "h11", "httpx"}),
     "ledger": frozenset({"cryptography"}),
-    "audit": frozenset({"cryptography", "pyarrow"}),
+    "audit": frozenset({"cryptography", "jinja2", "pyarrow"}),
     "authoring": frozenset({"cryptography"}),
     "witness": frozenset({"opentelemetry"}),  # the extra `otlp`
     "cli": frozenset({"rich", "typer"}),

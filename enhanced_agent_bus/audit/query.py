@@ -50,7 +50,7 @@ FIELDS: Final = frozenset(
         *("event", "agent", "roles", "capabilities", "topics", "has_handler", "where"),
         *("reason", "details", "path", "percent", "max_refusals", "max_errors", "over", "decisions", "newest"),
         *("refusals", "errors", "seen", "compared", "dropped", "same", "flips"),
-        *("act", "approver", "rules", "scope", "owner", "key", "value", "command", "what"),
+        *("act", "approver", "rules", "scope", "owner", "key", "value", "command", "what", "basis", "by"),
         *("size", "root", "note", "mono_us", "boot", "security_state", "delivered", "kept", "dead_lettered"),
     )
 )
@@ -175,17 +175,19 @@ class Query:
 
     def read(self, body: bytes) -> dict[str, Any] | None:
         """The record with these stored bytes; None when it is not looked for."""
-        for word, negated in self._words:
-            if (word in body) is negated:
-                return None
+        if any((word in body) is negated for word, negated in self._words):
+            return None
         record: dict[str, Any] = orjson.loads(body)
+        return record if self.finds(record, body) else None
+
+    def finds(self, record: Record, body: bytes) -> bool:
+        """Whether a record is looked for, given as it was read from these stored bytes."""
         at = record.get("at", "")
         if (self.since is not None and at < self.since) or (self.until is not None and at >= self.until):
-            return None
-        for test, negated in self._tests:
-            if test(record) is negated:
-                return None
-        return record
+            return False
+        if any((word in body) is negated for word, negated in self._words):
+            return False
+        return not any(test(record) is negated for test, negated in self._tests)
 
 
 def parse(words: Sequence[str], *, now: datetime | None = None) -> Query:

@@ -27,6 +27,7 @@ WHY: Final = {
     "payload_gone": "the payload was erased or is not kept",
     "payload_altered": "the payload is not the one that was decided",
     "texts_gone": "headers, remembered strings or reasons were erased",
+    "texts_altered": "remembered strings or reasons are not those that were recorded",
     "constitution_missing": "its constitution is not in the home",
     "constitution_unusable": "its constitution, as the home keeps it, cannot be used",
 }

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from enhanced_agent_bus.cli import audit_collect, audit_export, audit_read, faults
+from enhanced_agent_bus.cli import (
+    audit_collect,
+    audit_export,
+    audit_pack,
+    audit_read,
+    audit_report,
+    audit_reproduce,
+    faults,
+)
 from enhanced_agent_bus.cli.audit_witness import configured_witnesses, named_witnesses, witness_line
 from enhanced_agent_bus.cli.faults import CliError
 from enhanced_agent_bus.cli.render import counted, print_json, print_pairs
@@ -25,6 +33,9 @@ app = typer.Typer(help="Read, search, verify and export the log.", rich_markup_m
 audit_read.add_to(app)
 audit_export.add_to(app)
 audit_collect.add_to(app)
+audit_report.add_to(app)
+audit_pack.add_to(app)
+audit_reproduce.add_to(app)
 
 
 # --- verifying -----------------------------------------------------------------------------------------------------
@@ -57,7 +68,7 @@ def verify(
         raise CliError(f"{path} is no home", remedy="name a home, or an export", code="no_home")
     vkey = key or (path if path.is_dir() else session.home) / "keys" / "log.vkey"
     kept: Sequence[Kept] = named_witnesses(witness) if witness else configured_witnesses(path)
-    report, kept = _verified(path, vkey, checkpoint, kept)
+    report, kept = verified(path, vkey, checkpoint, kept)
     verdict = asdict(report) | {"witnesses": [one.document(report) for one in kept]}
     if session.json:
         print_json(verdict)
@@ -68,13 +79,13 @@ def verify(
 
 def verify_home(home: Path) -> dict[str, Json]:
     """The verdicts on a home, by its own key."""
-    return asdict(_verified(home, home / "keys" / "log.vkey", None, [])[0])
+    return asdict(verified(home, home / "keys" / "log.vkey", None, [])[0])
 
 
-def _verified(
+def verified(
     path: Path, key_file: Path, checkpoint: Path | None, witnesses: Sequence[Kept]
 ) -> tuple[Report, Sequence[Kept]]:
-    """The verdicts, and what the witnesses have of this log."""
+    """The verdicts, and what witnesses have of this log. Raises: CliError, for a key that cannot be read; OSError."""
     from enhanced_agent_bus.audit import witnessed
     from enhanced_agent_bus.audit.several import verify
     from enhanced_agent_bus.audit.verify import Bad, Report, read_key, read_note

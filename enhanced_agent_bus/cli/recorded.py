@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -15,17 +16,18 @@ from enhanced_agent_bus.authoring.questions import WHY, Decision, Unasked
 from enhanced_agent_bus.cli.author import named_path
 from enhanced_agent_bus.cli.faults import FOUND, CliError
 from enhanced_agent_bus.cli.reading import database, decision_record
+from enhanced_agent_bus.cli.session import Json
 
 PAGE_ROWS: Final = 500
 DIGEST_CHARS: Final = 64
 
 _PAGE: Final = (
-    "SELECT r.seq, r.body, p.salt, p.body, p.headers, t.body FROM records r"
+    "SELECT r.seq, r.body, p.salt, p.body, p.headers, t.salt, t.body FROM records r"
     " LEFT JOIN payloads p ON p.seq = r.seq LEFT JOIN texts t ON t.seq = r.seq"
     " WHERE r.seq BETWEEN ? AND ? AND r.kind = 'decision' ORDER BY r.seq LIMIT ?"
 )
 _ONE: Final = (
-    "SELECT r.seq, r.body, p.salt, p.body, p.headers, t.body FROM records r"
+    "SELECT r.seq, r.body, p.salt, p.body, p.headers, t.salt, t.body FROM records r"
     " LEFT JOIN payloads p ON p.seq = r.seq LEFT JOIN texts t ON t.seq = r.seq WHERE r.seq = ?"
 )
 _OPENING: Final = "SELECT p.salt, p.body, p.headers FROM messages m JOIN payloads p ON p.seq = m.seq WHERE m.id = ?"
@@ -74,24 +76,72 @@ def _first_at(connection: sqlite3.Connection, last: int, since: str) -> int:
     return low
 
 
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What stands apart from a record and opens its commitments, as far as it is kept."""
+
+    salt: bytes | None = None
+    body: bytes | None = None
+    headers: bytes | None = None
+    texts_salt: bytes | None = None
+    texts: bytes | None = None
+
+    def document(self) -> dict[str, Json]:
+        """As a file: salts in hex, the rest as the text that it is."""
+        return {
+            "salt": None if self.salt is None else self.salt.hex(),
+            "payload": _text(self.body),
+            "headers": _text(self.headers),
+            "texts_salt": None if self.texts_salt is None else self.texts_salt.hex(),
+            "texts": _text(self.texts),
+        }
+
+    @classmethod
+    def of(cls, document: Mapping[str, Json]) -> Opening:
+        """The opening that `document` wrote."""
+        salts = [None if document[name] is None else bytes.fromhex(document[name]) for name in ("salt", "texts_salt")]
+        texts = [
+            None if document[name] is None else document[name].encode() for name in ("payload", "headers", "texts")
+        ]
+        return cls(salts[0], texts[0], texts[1], salts[1], texts[2])
+
+
+def _text(content: bytes | None) -> str | None:
+    return None if content is None else content.decode()
+
+
 def _decision(connection: sqlite3.Connection, row: Sequence[Any]) -> Decision | Unasked:
-    seq, text, salt, body, headers, apart = row
+    _, text, *_ = row
+    return decision_of(text, _opening(connection, row))
+
+
+def _opening(connection: sqlite3.Connection, row: Sequence[Any]) -> Opening:
+    _, text, salt, body, headers, texts_salt, texts = row
+    if not body:  # a later decision on a message whose payload stands by the first one
+        message_id = orjson.loads(text)["message_id"]
+        salt, body, headers = connection.execute(_OPENING, (message_id,)).fetchone() or (None, None, None)
+    return Opening(salt, body, headers, texts_salt, texts)
+
+
+def decision_of(text: bytes, opening: Opening) -> Decision | Unasked:
+    """A decision's record, with what opens it, as a question that can be asked again."""
     record = orjson.loads(text)
-    message_id, document = record["message_id"], record["input"]
+    seq, message_id, document = record["seq"], record["message_id"], record["input"]
     if document is None:
         return Unasked(seq, message_id, "before_policy")
     if record["code"] in UNDECIDED or (record["code"] == "policy_malformed" and record["engine"]["name"] == "server"):
         return Unasked(seq, message_id, "undecided")  # a server may answer in a form that is none, and then rightly
-    if not body:  # a later decision on a message whose payload stands by the first one
-        salt, body, headers = connection.execute(_OPENING, (message_id,)).fetchone() or (None, None, None)
-        if not body:
-            return Unasked(seq, message_id, "payload_gone")
-    if sha256(salt + body).hexdigest() != record["payload"]:
+    if not opening.body or opening.salt is None:
+        return Unasked(seq, message_id, "payload_gone")
+    if sha256(opening.salt + opening.body).hexdigest() != record["payload"]:
         return Unasked(seq, message_id, "payload_altered")
-    if "texts" in record and not apart:
+    if "texts" in record and (not opening.texts or opening.texts_salt is None):
         return Unasked(seq, message_id, "texts_gone")
-    texts = orjson.loads(apart) if apart else {}
-    document["message"]["headers"] = orjson.loads(headers) if record.get("headers") is not None else {}
+    if opening.texts and sha256((opening.texts_salt or b"") + opening.texts).hexdigest() != record.get("texts"):
+        return Unasked(seq, message_id, "texts_altered")
+    texts = orjson.loads(opening.texts) if opening.texts else {}
+    headers = orjson.loads(opening.headers or b"{}") if record.get("headers") is not None else {}
+    document["message"]["headers"] = headers
     for scope, facts in texts.get("facts", {}).items():
         document["facts"][scope] |= facts
     words = texts.get("reasons")
@@ -108,8 +158,16 @@ def _decision(connection: sqlite3.Connection, row: Sequence[Any]) -> Decision | 
         None if words is None else tuple((message, remedy) for message, remedy in words),
         str(record["engine"].get("opa", "")),
         document,
-        body,
+        opening.body,
     )
+
+
+def opened(home: Path, seq: int) -> tuple[Opening, Decision | Unasked]:
+    """What opens the decision at this seq, and the decision. Raises: StoreCorrupt."""
+    with database(home) as connection:
+        row = connection.execute(_ONE, (seq,)).fetchone()
+        opening = _opening(connection, row)
+    return opening, decision_of(row[1], opening)
 
 
 def decision_named(home: Path, name: str) -> Decision:
