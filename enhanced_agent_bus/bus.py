@@ -45,7 +45,6 @@ from enhanced_agent_bus.outcome import (
     ShadowReport,
     Status,
     Waiting,
-    WitnessInfo,
     instant_of,
 )
 from enhanced_agent_bus.ports import (
@@ -129,7 +128,7 @@ class AgentBus:
         self._rescue = Rescue(desk, self._endings, self._mailroom, self._recovering)
         self._sending = Sending(desk, self._endings, self._mailroom, self._rescue)
         self._asking = Asking(desk, self._sending)
-        self._witnessing = Witnessing(desk)
+        self.witnessing = Witnessing(desk)
         self._erasing = Erasing(desk)
         replies = Replies(desk, self._endings, self._rescue, self._sending)
         self._deliberating = Deliberating(desk, self._endings, self._mailroom, self._rescue)
@@ -424,11 +423,11 @@ class AgentBus:
         witnessed of that log before; AuditUnavailable; BusClosed.
         """
         self._desk.require_open()
-        await self._witnessing.witness(note)
+        await self.witnessing.witness(note)
 
     def witnessed(self, origin: str) -> str | None:
         """The newest checkpoint of another log that this bus has witnessed; None when there is none."""
-        return self._witnessing.witnessed(origin)
+        return self.witnessing.witnessed(origin)
 
     async def erase(self, of: str, name: str, *, reason: str, by: str = "operator") -> Erasure:
         """Removes payloads, headers, salts and texts of a "message", a "conversation" or all of an "agent"; recorded.
@@ -491,12 +490,6 @@ class AgentBus:
         if blocked.agent and not self._desk.closed:
             fields = {"event": "blocked_loop", "agent": blocked.agent, "where": blocked.where}
             self._desk.ledger.put(Entry("agent", {**fields, "duration_us": int(blocked.seconds * 1e6)}))
-
-    def witness_changed(self, event: str, info: WitnessInfo) -> None:
-        """A witness of this log is too far behind, contradicts it, or has caught up. For who brings it checkpoints."""
-        if not self._desk.closed:
-            fields = {"event": event, "witness": info.witness, "size": info.size}
-            self._desk.ledger.put(Entry("witness", fields))
 
     def _breakers(self) -> dict[str, str]:
         now = self._desk.clock.monotonic()

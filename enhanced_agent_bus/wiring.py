@@ -141,7 +141,7 @@ async def _build(
         )
     await bus.start()
     if isinstance(witnesses, Keeper):
-        witnesses.tell(bus.witness_changed)
+        witnesses.tell(bus.witnessing.changed)
     stack.callback(bus.watchdog.stop)
     bus.watchdog.start()
     if place is not None:

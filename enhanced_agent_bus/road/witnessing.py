@@ -1,6 +1,7 @@
 """What this bus does for other logs: it records their signed checkpoints, so that they cannot be rewritten unseen.
 
-Not here: who witnesses this log (the room `witness`), and signatures, which whoever verifies that log checks.
+And how the witnesses of its own log stand. Not here: bringing them checkpoints (the room `witness`), and signatures,
+which whoever verifies a log checks.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 from typing import Any, Final
 
 from enhanced_agent_bus.audit.notes import one_note
+from enhanced_agent_bus.outcome import WitnessInfo
 from enhanced_agent_bus.ports import Entry, SignedNote
 from enhanced_agent_bus.road.desk import Desk
 
@@ -48,6 +50,11 @@ class Witnessing:
             fields = {"event": "witnessed", "origin": note.origin, "size": note.size, "root": note.root.hex()}
             settings = {_SETTING: json.dumps(known | {note.origin: note.text})}
             await self._desk.write(Entry("witness", fields | {"note": note.text}, settings=settings))
+
+    def changed(self, event: str, info: WitnessInfo) -> None:
+        """Records that a witness of this log is too far behind, contradicts it, or has caught up."""
+        if not self._desk.closed:
+            self._desk.ledger.put(Entry("witness", {"event": event, "witness": info.witness, "size": info.size}))
 
     def _known(self) -> dict[str, Any]:
         return dict(json.loads(self._desk.ledger.setting(_SETTING) or "{}"))
