@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import http.client
 import json
@@ -71,11 +72,15 @@ async def test_what_a_real_opa_decides_stands_in_the_file(tmp_path: Path, opa_bi
             *("--set", "decision_logs.reporting.max_delay_seconds=1", "--set", "labels.app=elsewhere"),
         )
         await pack(folder, opa.bundle)
-        await opa.serve()
-        async with httpx.AsyncClient() as client:
-            answer = await client.post(f"{opa.http_url}/v1/data/bus/decision", json={"input": {"message": {"id": "m"}}})
-        await until(lambda: bool(file.read_bytes()))
-        await opa.stop()
+        try:
+            await opa.serve()
+            async with httpx.AsyncClient(timeout=60) as client:
+                asked = {"input": {"message": {"id": "m"}}}
+                answer = await client.post(f"{opa.http_url}/v1/data/bus/decision", json=asked)
+            async with asyncio.timeout(60):
+                await until(lambda: answer.json()["decision_id"] in file.read_text())
+        finally:
+            await opa.stop()
     [event] = [event for event in events_in(file) if event["path"] == "bus/decision"]
     assert event["decision_id"] == answer.json()["decision_id"]
     assert event["labels"]["app"] == "elsewhere"

@@ -6,6 +6,8 @@ import asyncio
 import json
 import shutil
 import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +183,18 @@ HOSTILE_RULES = [
 ]
 
 
+@asynccontextmanager
+async def taking(file: Path) -> AsyncIterator[str]:
+    """A collector beside the test; gives its address."""
+    with Events(file, bytes_max=1 << 20) as events, Collector(("127.0.0.1", 0), events, None) as server:
+        serving = asyncio.get_running_loop().run_in_executor(None, server.serve_forever, 0.02)
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            await serving
+
+
 async def test_stock_opa_masks_its_own_events_the_same(tmp_path: Path, opa_binary: Path) -> None:
     """One mask, one input: what a real OPA server logs, and what is made here of the event as it was before."""
     rules = "\n".join(f"mask contains {json.dumps(rule)}" for rule in HOSTILE_RULES)
@@ -189,9 +203,7 @@ async def test_stock_opa_masks_its_own_events_the_same(tmp_path: Path, opa_binar
     asked = {"message": {"id": "m", "payload": payload, "headers": {"a": "b"}}}
     folder = write_constitution(tmp_path / "policies")
     file = tmp_path / "collected.jsonl"
-    with Events(file, bytes_max=1 << 20) as events, Collector(("127.0.0.1", 0), events, None) as server:
-        serving = asyncio.get_running_loop().run_in_executor(None, server.serve_forever, 0.02)
-        url = f"http://127.0.0.1:{server.server_address[1]}"
+    async with taking(file) as url:
         opa = Opa(
             opa_binary,
             tmp_path,
@@ -200,13 +212,14 @@ async def test_stock_opa_masks_its_own_events_the_same(tmp_path: Path, opa_binar
             *("--set", "decision_logs.reporting.max_delay_seconds=1", str(tmp_path / "mask.rego")),
         )
         await pack(folder, opa.bundle)
-        await opa.serve()
-        async with httpx.AsyncClient() as client:
-            answer = (await client.post(f"{opa.http_url}/v1/data/bus/decision", json={"input": asked})).json()
-        await until(lambda: answer["decision_id"] in file.read_text())
-        await opa.stop()
-        server.shutdown()
-        await serving
+        try:
+            await opa.serve()
+            async with httpx.AsyncClient(timeout=60) as client:
+                answer = (await client.post(f"{opa.http_url}/v1/data/bus/decision", json={"input": asked})).json()
+            async with asyncio.timeout(60):
+                await until(lambda: answer["decision_id"] in file.read_text())
+        finally:
+            await opa.stop()
     theirs = next(one for one in map(json.loads, file.read_text().splitlines()) if one["path"] == "bus/decision")
     engine = await WorkerEngine.start(workers=1)
     event = {"input": asked, "result": answer["result"], "path": "bus/decision"}
