@@ -18,8 +18,7 @@ from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
 from typing import IO, Final
 
-from enhanced_agent_bus.audit import reader
-from enhanced_agent_bus.audit import verify as alone
+from enhanced_agent_bus.audit import homes, reader
 from enhanced_agent_bus.audit.verify import Key, Note, Report, Scan, Source
 
 READERS_MAX: Final = 4  # one process judges, and that is a quarter of the work
@@ -29,8 +28,8 @@ BYTES_MIN: Final = 50_000_000
 
 
 def verify(path: Path, key: Key, outside: Note | None = None) -> Report:
-    """As `verify.verify`, which says what it raises."""
-    return alone.verify(path, key, outside, partial(_Together, path))
+    """As `homes.verify`, which says what it raises."""
+    return homes.verify(path, key, outside, partial(_Together, path))
 
 
 class _Together(Scan):
@@ -93,7 +92,7 @@ class _Together(Scan):
                 if isinstance(record, tuple):
                     number, sender, verdict, decision_id, state = record
                     if number:
-                        decided(seq, int(number), sender, verdict, decision_id)
+                        decided(seq, number, sender, verdict, decision_id)
                     else:
                         ended(seq, decision_id, state)
                 else:

@@ -1,6 +1,6 @@
 """Checks a log with nothing but Python's standard library: `python -I verify.py FILE --key KEY [--checkpoint FILE]`.
 
-FILE is an export (one record a line) or a home. Three verdicts: integrity (bytes, tree, signatures), completeness
+FILE is an export, one record a line. Three verdicts: integrity (bytes, tree, signatures), completeness
 (contiguous, every decision ended or open, no outcome without its decision, no gap in a sender's count), time (order).
 Followed: RFC 6962, RFC 8032, C2SP tlog-checkpoint and signed-note. Not here: trust in the software that wrote the log.
 """
@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import base64
 import json
-import sqlite3
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import lru_cache
 from hashlib import sha256, sha512
 from itertools import islice
 from pathlib import Path
@@ -135,17 +134,11 @@ class Key:
 
 
 def read_key(text: str) -> Key:
-    """A C2SP vkey (`name+id+key`) or a PEM with an Ed25519 public key. Raises: ValueError."""
-    text = text.strip()
-    if text.startswith("-----BEGIN PUBLIC KEY-----"):
-        raw = base64.b64decode("".join(text.splitlines()[1:-1]), validate=True)
-        if not raw.startswith(bytes.fromhex("302a300506032b6570032100")) or len(raw) != 44:  # noqa: PLR2004 - RFC 8410
-            raise ValueError("the PEM is no Ed25519 public key")
-        return Key("", raw[-32:])
-    name, key_id, encoded = text.split("+", 2)
+    """A C2SP vkey, `name+id+key`. Raises: ValueError."""
+    name, key_id, encoded = text.strip().split("+", 2)
     raw = base64.b64decode(encoded, validate=True)
     if raw[:1] != b"\x01" or sha256(name.encode() + b"\n" + raw).hexdigest()[:8] != key_id:
-        raise ValueError("the key is neither a vkey for Ed25519 nor a PEM with a public key")
+        raise ValueError("the key is no vkey for Ed25519")
     return Key(name, raw[1:])
 
 
@@ -173,48 +166,17 @@ class Source:
     records: Callable[[int], Iterator[tuple[int, bytes]]]  # from one on: the number of its row or line, and the bytes
     last: int | None = None  # the newest row that is looked at; of a file it is not known before
     state: Callable[[str], str | None] = lambda _message_id: None
-    note: Note | None = None
-    head: tuple[int, bytes] | None = None  # size and frontier that the writer kept, unsigned
 
 
-@contextmanager
-def open_database(home: Path) -> Iterator[sqlite3.Connection]:
-    """A home's database for reading only; no file is left in the home that was not there."""
-    wal, shm = (home / "bus.db-wal").exists(), (home / "bus.db-shm").exists()
-    still = "" if wal else "&immutable=1"  # closed cleanly: nobody writes
-    uri = f"{(home / 'bus.db').absolute().as_uri()}?mode=ro{still}"
-    database = sqlite3.connect(uri, uri=True, isolation_level=None)
-    try:
-        yield database
-    finally:
-        database.close()
-        if wal and not shm:
-            (home / "bus.db-shm").unlink(missing_ok=True)
+def export(path: Path) -> Source:
+    """An exported log, one record a line. Raises: OSError, when there is none."""
 
+    def lines(start: int) -> Iterator[tuple[int, bytes]]:
+        with path.open("rb") as file:
+            yield from islice(enumerate(line.removesuffix(b"\n") for line in file), start, None)
 
-def _home_source(home: Path, database: sqlite3.Connection) -> Source:
-    note = read_note((home / "checkpoint").read_text())  # first: a running bus may write a newer one any moment
-    head = database.execute("SELECT size, frontier, (SELECT max(seq) FROM records) FROM head").fetchone()
-    size, frontier, last = head or (0, b"", None)
-
-    def rows(start: int) -> Iterator[tuple[int, bytes]]:
-        # A page at a time, so that a running bus is not held up; what it adds meanwhile is left for next time.
-        query, seq = "SELECT seq, body FROM records WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT 1000", start - 1
-        while page := database.execute(query, (seq, last)).fetchall():
-            yield from page
-            seq = page[-1][0]
-
-    def state(message_id: str) -> str | None:
-        query = "SELECT state, (SELECT max(seq) FROM records WHERE message_id = ?1) <= ?2 FROM messages WHERE id = ?1"
-        row = database.execute(query, (message_id, last)).fetchone()
-        return str(row[0]) if row and row[1] else None
-
-    return Source(rows, last, state, note, (size, frontier))
-
-
-def _lines(path: Path, start: int) -> Iterator[tuple[int, bytes]]:
-    with path.open("rb") as file:
-        yield from islice(enumerate(line.removesuffix(b"\n") for line in file), start, None)
+    path.stat()
+    return Source(lines)
 
 
 def grow(frontier: list[bytes], size: int, leaf: bytes) -> None:
@@ -231,6 +193,23 @@ def root_of(frontier: list[bytes]) -> bytes:
     for subtree in reversed(frontier):
         root = sha256(b"\1" + subtree + root).digest() if root else subtree
     return root or sha256(b"").digest()
+
+
+_OF_DECISION = ((b'"sender_n":', b","), (b'"sender":"', b'"'), (b'"verdict":"', b'"'), (b'"decision_id":"', b'"'))
+_OF_OUTCOME = ((b'"decision_id":"', b'"'), (b'"state":"', b'"'))
+
+
+def _told(body: bytes, start: int, keys: tuple[tuple[bytes, bytes], ...]) -> list[bytes]:
+    """The values of keys: found where the bus writes them, before the first brace inside, and else by parsing."""
+    at, brace, told = start, body.find(b"{", start), list[bytes]()
+    for key, end in keys:
+        at = body.find(key, at, brace)
+        if at < 0:
+            record = json.loads(body)
+            return [str(record.get(key.split(b'"')[1].decode())).encode() for key, _ in keys]
+        at += len(key)
+        told.append(body[at : body.find(end, at)])
+    return told
 
 
 class Scan:
@@ -250,10 +229,12 @@ class Scan:
         self._allowed, self._not_allowed = set[bytes](), set[bytes]()
         self._counts: dict[bytes, int] = {}  # how far each sender has counted
         self._steady: dict[str, tuple[float, float]] = {}  # boot to seconds of its steady clock and of the wall's
-        self._kinds: dict[bytes, Callable[[int, bytes, int], bool]] = {b"decision": self._decision}
-        self._kinds |= {b"outcome": self._outcome, b"checkpoint": self._checkpoint}
-        self._kinds |= {b"opened": self._clock, b"closed": self._clock}  # each says whether the rest can be judged
-        self._kinds |= {b"key": self._rotated, b"gap": self._gap}
+        self._kinds: dict[bytes, Callable[[int, bytes, int], bool]] = {  # each says whether the rest can be judged
+            b"decision": lambda seq, body, start: self.decided(seq, *_told(body, start, _OF_DECISION)),
+            b"outcome": lambda seq, body, start: self.ended(seq, *_told(body, start, _OF_OUTCOME)),
+            b"checkpoint": self._checkpoint,
+        }
+        self._kinds |= {b"opened": self._clock, b"closed": self._clock, b"key": self._rotated, b"gap": self._gap}
         self._handovers: dict[int, tuple[Key, Key]] = {}  # by the record of a rotation: the old key and the new one
 
     def run(self) -> None:
@@ -304,24 +285,8 @@ class Scan:
         self.report.blame(verdict, Bad(seq, seq, kind.decode(), damage, why))
         return False
 
-    def _decision(self, seq: int, body: bytes, start: int) -> bool:
-        brace = body.find(b"{", start)  # before it every key belongs to the record itself
-        a = body.find(b'"sender_n":', start, brace)
-        b = body.find(b'"sender":"', a, brace)
-        c = body.find(b'"verdict":"', b, brace)
-        d = body.find(b'"decision_id":"', c, brace)
-        if a < 0 or b < 0 or c < 0 or d < 0:
-            record = json.loads(body)
-            sender, verdict, decision_id = (str(record.get(k)).encode() for k in ("sender", "verdict", "decision_id"))
-            number = record.get("sender_n") or 0
-        else:
-            sender, number = body[b + 10 : body.find(b'"', b + 10)], int(body[a + 11 : body.find(b",", a)])
-            verdict = body[c + 11 : body.find(b'"', c + 11)]
-            decision_id = body[d + 15 : body.find(b'"', d + 15)]
-        self.decided(seq, number, sender, verdict, decision_id)
-        return True
-
-    def decided(self, seq: int, number: int, sender: bytes, verdict: bytes, decision_id: bytes) -> None:
+    def decided(self, seq: int, counted: bytes, sender: bytes, verdict: bytes, decision_id: bytes) -> bool:
+        number = int(counted) if counted.isdigit() else 0
         (self._allowed if verdict == b"allow" else self._not_allowed).add(decision_id)
         if verdict != b"refuse":
             self._open[decision_id.rpartition(b"#")[0]] = seq
@@ -331,24 +296,14 @@ class Scan:
         if number > last + 1:
             why = f"{sender.decode()} counted from {last} to {number}"
             self._blame("completeness", seq, b"decision", "missing", why)
-
-    def _outcome(self, seq: int, body: bytes, start: int) -> bool:
-        brace = body.find(b"{", start)
-        a = body.find(b'"decision_id":"', start, brace)
-        b = body.find(b'"state":"', start, brace)
-        if a < 0 or b < 0:
-            record = json.loads(body)
-            decision_id, state = (str(record.get(k)).encode() for k in ("decision_id", "state"))
-        else:
-            decision_id, state = body[a + 15 : body.find(b'"', a + 15)], body[b + 9 : body.find(b'"', b + 9)]
-        self.ended(seq, decision_id, state)
         return True
 
-    def ended(self, seq: int, decision_id: bytes, state: bytes) -> None:
+    def ended(self, seq: int, decision_id: bytes, state: bytes) -> bool:
         self._open.pop(decision_id.rpartition(b"#")[0], None)
         if decision_id not in self._allowed and (state == b"delivered" or decision_id not in self._not_allowed):
             why = f"{state.decode()}, and no decision {decision_id.decode()} that allows it: a bypass"
             self._blame("completeness", seq, b"outcome", "missing", why)
+        return True
 
     def _checkpoint(self, seq: int, body: bytes, start: int) -> bool:
         record = json.loads(body)
@@ -384,6 +339,13 @@ class Scan:
             if b',"kind":"key",' in body[:64]:
                 self._rotated(seq, body, 0)
         self.report.rotations.clear()
+
+    def signed_ever(self, note: Note) -> bool:
+        """Whether any key that this log had signed it, as far as that can be read."""
+        if not self._key.opens(note.text):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                self.look_ahead()
+        return self.signed(note)
 
     def signed(self, note: Note) -> bool:
         """Whether the key signed it that was in force at its size; where it was changed, both did."""
@@ -442,54 +404,39 @@ class Scan:
         return Bad(expected, last, None, "missing", f"record {last + 1} follows record {expected - 1}")
 
 
-def verify(path: Path, key: Key, outside: Note | None = None, scanning: Callable[..., Scan] = Scan) -> Report:
-    """Checks an export or a home, with an outside checkpoint where there is one.
+def verify(source: Source, key: Key, outside: Note | None = None, scanning: Callable[..., Scan] = Scan) -> Report:
+    """Checks a log, with an outside checkpoint where there is one.
 
-    Raises: OSError; ValueError, for an outside checkpoint that this key did not sign.
+    Raises: ValueError, for an outside checkpoint that no key of this log signed.
     """
-    path.stat()  # whether there is anything to check
-    report, foreign = Report(), False
+    scan = scanning(source, key, outside)
+    if outside is not None and not scan.signed_ever(outside):
+        raise ValueError(f"the outside checkpoint was not signed by the key of {key.name or 'this log'}")
+    report = scan.report
     try:
-        with open_database(path) if path.is_dir() else nullcontext() as database:
-            source = _home_source(path, database) if database else Source(partial(_lines, path))
-            scan = scanning(source, key, outside)
-            report = scan.report
-            foreign = _is_foreign(scan, key, outside)
-            if not foreign:
-                scan.run()
-                _judge(scan, source, outside)
-                scan.end()
-    except (sqlite3.DatabaseError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        scan.run()
+        _judge(scan, outside)
+        scan.end()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"it cannot be read: {error!r}"
         report.blame("integrity", Bad(report.size, report.size, None, "altered", why))
-    if foreign:
-        raise ValueError(f"the outside checkpoint was not signed by the key of {key.name or 'this log'}")
     return report
 
 
-def _is_foreign(scan: Scan, key: Key, outside: Note | None) -> bool:
-    """Whether no key that this log ever had signed the outside checkpoint."""
-    if outside is None or key.opens(outside.text):
-        return False
-    with suppress(sqlite3.DatabaseError, OSError, ValueError, KeyError, TypeError):
-        scan.look_ahead()
-    return not scan.signed(outside)
-
-
-def _judge(scan: Scan, source: Source, outside: Note | None) -> None:
+def _judge(scan: Scan, outside: Note | None) -> None:
     report, seen, size = scan.report, scan.seen, scan.report.size
     report.checkpoint_size = next((note.size for note in (outside, *seen[-1:]) if note), None)
     # The record that carries the outside checkpoint is known through it.
     vouched = outside.size + any(one.text == outside.text for one in seen) if outside else 0
     report.unanchored = max(0, size - vouched)
     unsigned = size > max([vouched, *(one.size + 1 for one in seen)])
-    possible = {"altered": unsigned or (outside and report.unanchored), "replaced": not outside}
-    possible["truncated"] = report.unanchored > 0
+    tail = report.unanchored > 0
+    possible = {"altered": unsigned or (outside and tail), "replaced": not outside, "truncated": tail}
     report.cannot_exclude = [damage for damage, not_seen in possible.items() if not_seen]
     if report.integrity == "bad":
         return
     report.root = root_of(scan.frontier).hex()
-    bad = scan.broken_handover() or _unsigned(scan) or _unlike_notes(scan, source, outside)
+    bad = scan.broken_handover() or _unsigned(scan) or _unlike(scan, outside)
     if bad is not None:
         report.blame("integrity", bad)
 
@@ -508,44 +455,39 @@ def _unsigned(scan: Scan) -> Bad | None:
     return Bad(0, size - 1, None, "replaced", "no checkpoint in it was signed by this log's key")
 
 
-def _unlike_notes(scan: Scan, source: Source, outside: Note | None) -> Bad | None:
-    """Against the checkpoint that came from outside, and the one that the home keeps beside its database."""
+def _unlike(scan: Scan, outside: Note | None) -> Bad | None:
+    """Against the checkpoint that came from outside."""
     size, signed = scan.report.size, scan.seen[-1].size
-    own = source.note if source.note and scan.signed(source.note) else None
-    if outside and not scan.signed(outside):
-        return Bad(0, outside.size - 1, None, "replaced", "the outside checkpoint is signed by a key that was retired")
-    for note in (own, outside):
-        if note and note.size > size:
-            why = f"a checkpoint vouches for {note.size} records, {size} are left"
-            return Bad(size, note.size - 1, None, "truncated", why)
-    if outside and scan.outside_root != outside.root:
-        # Signed checkpoints inside that go as far make this another log, not a changed one.
-        first, damage = (0, "replaced") if signed >= outside.size else (signed, "altered")
-        return Bad(first, outside.size - 1, None, damage, "not the log that the outside checkpoint vouches for")
-    if source.note and all(one.text != source.note.text for one in scan.seen):
-        return Bad(0, size - 1, None, "replaced", "the home's checkpoint is not one of this log's")
-    # What the writer keeps in the database: no proof against whoever can write there, and good against accidents.
-    frontier = b"".join(scan.frontier)
-    known, known_frontier = source.head or (size, frontier)
-    if known_frontier == frontier:
+    if outside is None:
         return None
-    damage = "altered" if known == size else "inserted" if known < size else "truncated"
-    first = signed if known == size else min(known, size)
-    return Bad(first, max(known, size) - 1, None, damage, f"the writer wrote {known} records, and others")
+    if not scan.signed(outside):
+        return Bad(0, outside.size - 1, None, "replaced", "the outside checkpoint is signed by a key that was retired")
+    if outside.size > size:
+        why = f"a checkpoint vouches for {outside.size} records, {size} are left"
+        return Bad(size, outside.size - 1, None, "truncated", why)
+    if scan.outside_root == outside.root:
+        return None
+    # Signed checkpoints inside that go as far make this another log, not a changed one.
+    first, damage = (0, "replaced") if signed >= outside.size else (signed, "altered")
+    return Bad(first, outside.size - 1, None, damage, "not the log that the outside checkpoint vouches for")
 
 
 def main(arguments: list[str]) -> int:
     """Exit status: 0 nothing wrong found, 1 something found, 2 wrong usage."""
     parser = argparse.ArgumentParser(description="Checks a log of the bus with nothing but Python.")
-    parser.add_argument("log", type=Path, help="an export (JSON lines) or a home")
-    parser.add_argument("--key", type=Path, help="a file with the log's vkey or a PEM (default for a home: its own)")
+    parser.add_argument(
+        "log", type=Path, help="an export (JSON lines); of a home: SELECT body FROM records ORDER BY seq"
+    )
+    parser.add_argument("--key", type=Path, required=True, help="a file with the log's vkey or a PEM")
     parser.add_argument("--checkpoint", type=Path, help="a signed checkpoint that was kept elsewhere")
     parser.add_argument("--require-anchor", action="store_true", help="fail where no outside checkpoint vouches")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     given = parser.parse_args(arguments)
+    if given.log.is_dir():
+        parser.error(f"{given.log} is a folder: give an export, every body of the table `records`, one a line")
     try:
-        key = read_key((given.key or given.log / "keys" / "log.vkey").read_text())
-        report = verify(given.log, key, read_note(given.checkpoint.read_text()) if given.checkpoint else None)
+        outside = given.checkpoint and read_note(given.checkpoint.read_text())
+        report = verify(export(given.log), read_key(given.key.read_text()), outside)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     lines = [json.dumps(asdict(report))] if given.json else [f"{name:16}{v}" for name, v in asdict(report).items()]

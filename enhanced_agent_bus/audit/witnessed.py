@@ -16,6 +16,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+from enhanced_agent_bus.audit import homes
 from enhanced_agent_bus.audit import verify as alone
 from enhanced_agent_bus.audit.several import _Together
 from enhanced_agent_bus.audit.verify import Bad, Key, Note, Report, Scan, Source
@@ -78,11 +79,11 @@ def verify(path: Path, key: Key, outside: Note | None, witnesses: Sequence[Kept]
     anchor = outside
     if signed is not None and (outside is None or signed.size > outside.size):
         if outside is not None and not _opened(keys, outside.text):
-            return alone.verify(path, key, outside)  # which says so
+            return homes.verify(path, key, outside)  # which says so
         if outside is not None:
             every.append((SignedNote(key.name, outside.size, outside.root, outside.text), "the checkpoint given"))
         anchor = Note(signed.size, signed.root, signed.text)
-    report = alone.verify(path, key, anchor, scanning)
+    report = homes.verify(path, key, anchor, scanning)
     if scans:
         for bad in _contradictions(path, scans[-1], keys, every):
             report.blame("integrity", bad)
@@ -158,7 +159,7 @@ def _roots(path: Path, sizes: set[int]) -> dict[int, bytes]:
 def _records(path: Path) -> Iterator[Iterator[bytes]]:
     """A home's or an export's records, from the first on."""
     if path.is_dir():
-        with alone.open_database(path) as database:
+        with homes.open_database(path) as database:
             rows = database.execute("SELECT body FROM records ORDER BY seq")
             yield (bytes(body) for (body,) in rows)
     else:

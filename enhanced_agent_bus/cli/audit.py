@@ -87,8 +87,9 @@ def verified(
 ) -> tuple[Report, Sequence[Kept]]:
     """The verdicts, and what witnesses have of this log. Raises: CliError, for a key that cannot be read; OSError."""
     from enhanced_agent_bus.audit import witnessed
+    from enhanced_agent_bus.audit.homes import read_key
     from enhanced_agent_bus.audit.several import verify
-    from enhanced_agent_bus.audit.verify import Bad, Report, read_key, read_note
+    from enhanced_agent_bus.audit.verify import Bad, Report, read_note
 
     if not key_file.is_file():
         raise CliError(f"there is no key {key_file}", remedy="name the log's vkey with --key FILE", code="file")

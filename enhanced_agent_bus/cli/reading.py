@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from enhanced_agent_bus.audit.homes import open_database
 from enhanced_agent_bus.audit.query import BadQuery, time_of
-from enhanced_agent_bus.audit.verify import open_database
 from enhanced_agent_bus.authoring.documents import Known, Surroundings
 from enhanced_agent_bus.cli.faults import CliError, unknown_id
 from enhanced_agent_bus.cli.session import Json

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Final
 
+from enhanced_agent_bus.audit.homes import open_database
 from enhanced_agent_bus.audit.notes import notes_in, one_note
-from enhanced_agent_bus.audit.verify import open_database
 from enhanced_agent_bus.control import call
 from enhanced_agent_bus.errors import BusError
 from enhanced_agent_bus.ledger.home import control_socket

@@ -17,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from enhanced_agent_bus.audit.homes import open_database
 from enhanced_agent_bus.audit.notes import one_note
-from enhanced_agent_bus.audit.verify import open_database
 from enhanced_agent_bus.ledger import sql
 from enhanced_agent_bus.ledger.home import write_atomically
 from enhanced_agent_bus.outcome import WitnessInfo

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from enhanced_agent_bus.audit import proofs, tiles
-from enhanced_agent_bus.audit.verify import Note, read_key, read_note, verify
+from enhanced_agent_bus.audit.homes import read_key, verify
+from enhanced_agent_bus.audit.verify import Note, read_note
 from enhanced_agent_bus.errors import StoreCorrupt
 from enhanced_agent_bus.ports import Entry
 from examples.auditor.check import check

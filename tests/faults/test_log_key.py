@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from enhanced_agent_bus.audit.verify import Key, Report, read_key, read_note, verify
+from enhanced_agent_bus.audit.homes import read_key, verify
+from enhanced_agent_bus.audit.verify import Key, Report, read_note
 from enhanced_agent_bus.cli.app import run_command
 from enhanced_agent_bus.clock import SystemClock
 from enhanced_agent_bus.errors import StoreCorrupt

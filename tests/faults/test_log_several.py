@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from enhanced_agent_bus.audit import reader, several
+from enhanced_agent_bus.audit import homes, reader, several
 from enhanced_agent_bus.audit import verify as alone
 from enhanced_agent_bus.audit.verify import Report, read_key, read_note
 from enhanced_agent_bus.ledger import merkle
@@ -168,7 +168,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Started]]:
 def same(path: Path, outside: str | None = None, key: alone.Key = KEY) -> Report:
     """What both say of a log."""
     note = None if outside is None else read_note(outside)
-    report = alone.verify(path, key, note)
+    report = homes.verify(path, key, note)
     assert asdict(several.verify(path, key, note)) == asdict(report)
     return report
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from enhanced_agent_bus.audit import verify as verifier
-from enhanced_agent_bus.audit.verify import Note, Report, read_key, read_note, verify
+from enhanced_agent_bus.audit.homes import read_key, verify
+from enhanced_agent_bus.audit.verify import Note, Report, read_note
 from enhanced_agent_bus.clock import SystemClock
 from enhanced_agent_bus.ledger.home import Home, open_home
 from enhanced_agent_bus.ledger.sqlite import SqliteLedger
@@ -351,8 +352,9 @@ def test_empty_or_missing_log_is_never_ok(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").touch()
     assert run(tmp_path / "empty", "--key", key)[0] == 1
     assert run(tmp_path / "nowhere", "--key", key)[0] == 2
+    assert run(copy / "home", "--key", key)[0] == 2
     (copy / "home" / "bus.db").unlink()
-    assert run(copy / "home")[0] == 1
+    assert not verify(copy / "home", read_key(key.read_text())).ok
 
 
 def test_forged_checkpoint_from_outside_is_refused(copy: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from enhanced_agent_bus.audit.verify import read_key, verify
+from enhanced_agent_bus.audit.homes import read_key, verify
 from enhanced_agent_bus.errors import StoreCorrupt
 from tests.entries import decision, move, open_ledger, put_all
 

@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enhanced_agent_bus.audit import verify
+from enhanced_agent_bus.audit import homes, verify
 from enhanced_agent_bus.ledger import merkle
 from enhanced_agent_bus.ledger.checkpoint import Checkpoint, Signer, Verifier
 
@@ -131,10 +131,10 @@ def test_key_is_read_from_both_formats() -> None:
     signer = Signer("bus-1/node-1", Ed25519PrivateKey.generate())
     note = signer.sign(Checkpoint("bus-1/node-1", 3, bytes(32)))
     pem = signer.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
-    assert verify.read_key(pem).opens(note)
+    assert homes.read_key(pem).opens(note)
     name, key_id, key = signer.verifier.vkey.split("+", 2)
     other = f"{name}+{int(key_id, 16) ^ 1:08x}+{key}"
     with pytest.raises(ValueError, match="vkey"):
-        verify.read_key(other)
+        homes.read_key(other)
     with pytest.raises(ValueError, match="key id"):
         Verifier.from_vkey(other)
