@@ -7,6 +7,8 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +328,13 @@ def test_other_words_of_a_rule_are_a_difference(folder: Path, capsys: Captured) 
     home = folder / "home"
     (record,) = log(home, "decision", message_id="desk/pay-120")
     write(home, "UPDATE texts SET body = CAST(replace(body, '120', '121') AS BLOB) WHERE seq = ?", record["seq"])
+    found = backtest(capsys, "--candidate", "policies")
+    assert {"why": "texts_altered", "count": 1, "sample": ["desk/pay-120"]}.items() <= found["not_replayed"][1].items()
+    with closing(sqlite3.connect(home / "bus.db")) as database:
+        salt, text = database.execute("SELECT salt, body FROM texts WHERE seq = ?", (record["seq"],)).fetchone()
+    fits = sha256(salt + text).hexdigest()  # as if the rule had said so when it was recorded
+    swap = "UPDATE records SET body = CAST(replace(body, ?, ?) AS BLOB) WHERE seq = ?"
+    write(home, swap, record["texts"], fits, record["seq"])
     found = backtest(capsys, "--candidate", "policies", status=1)
     (different,) = found["differences"]["sample"]
     assert (different["message_id"], different["only_words"]) == ("desk/pay-120", True)
