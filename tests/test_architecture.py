@@ -49,7 +49,8 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     | {"ports", "engines", "admission"},  # of engines, the worker; of admission, what an answer means
     "sync": VALUES | {"ports", PACKAGE},  # the public names, as anybody has them
     "workflow": frozenset({PACKAGE}),
-    "cli": SHOWN | STATIONS | FILLERS | {PACKAGE, "audit", "authoring", "bench", "witness"},
+    "cli": SHOWN | STATIONS | FILLERS | {PACKAGE, "audit", "authoring", "bench", "console", "witness"},
+    "console": VALUES | {"ports", "clock", "control", "ledger", "audit", "cli"},  # what commands read and do, on a page
     "bench": SHOWN | STATIONS | FILLERS | {PACKAGE, "audit"},
     "__main__": frozenset({"cli"}),
     PACKAGE: VALUES | {"agent", "bus", "delivery", "ports", "recovery", "wiring"},
@@ -65,6 +66,7 @@ THIRD_PARTY: Final[dict[str, frozenset[str]]] = {
     "authoring": frozenset({"cryptography"}),
     "witness": frozenset({"opentelemetry"}),  # the extra `otlp`
     "cli": frozenset({"rich", "typer"}),
+    "console": frozenset({"anyio", "jinja2", "markupsafe", "starlette", "uvicorn"}),
     "bench": frozenset({"autogen_core", "cryptography", "faststream", "httpx", "rich", "taskiq", "vaara"}),
 }
 

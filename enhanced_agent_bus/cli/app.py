@@ -21,6 +21,7 @@ from enhanced_agent_bus.cli import (
     audit_hold,
     audit_prove,
     bench,
+    console,
     demo,
     dlq,
     doctor,
@@ -54,7 +55,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (demo, init, run, send, state, doctor, bench):
+for module in (demo, init, run, send, state, doctor, console, bench):
     module.add_to(app)
 policy.app.command("sign")(policy_sign.sign)
 audit.app.command("prove")(audit_prove.prove)

@@ -39,7 +39,7 @@ def timeline_of(home: Path, message_id: str, *, content: bool) -> dict[str, Json
     constitutions = {
         str(record["constitution"]): int(record["revision"]) for record in records if record["kind"] == "decision"
     }
-    files = {digest: _files(home, digest) for digest in constitutions}
+    files = {digest: kept_files(home, digest) for digest in constitutions}
     first, last = records[0]["seq"], min(records[-1]["seq"] + BEHIND_RECORDS, records[0]["seq"] + LOOKED_RECORDS_MAX)
     terms = [
         *(Term("seq", str(seq), negated=False, quoted=False, compare=how) for seq, how in ((first, ">"), (last, "<="))),
@@ -86,7 +86,7 @@ def _causes(home: Path, records: Sequence[Mapping[str, Json]]) -> Iterator[dict[
         name = decision["cause"]
 
 
-def _files(home: Path, digest: str) -> Mapping[str, bytes] | None:
+def kept_files(home: Path, digest: str) -> Mapping[str, bytes] | None:
     """The constitution with this digest; None when the home does not keep it, or keeps something else there."""
     path = kept_constitution(home, digest)
     if path is None:

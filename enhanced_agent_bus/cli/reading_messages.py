@@ -108,19 +108,27 @@ def _reasons(connection: sqlite3.Connection, message: StoredMessage) -> list[Rea
 def dead_letters(home: Path) -> list[dict[str, Json]]:
     """What could not be delivered. Raises: StoreCorrupt."""
     with database(home) as connection:
-        return [
-            {
-                "message_id": message.envelope.id,
-                "sender": message.envelope.sender,
-                "recipient": message.envelope.recipient,
-                "type": message.envelope.type,
-                "code": message.code or "",
-                "attempts": message.attempts,
-                "error": message.error or "",
-                "since": _instant(message.since_us),
-            }
-            for message in _messages(connection, ["dead_lettered"])
-        ]
+        return [_dead_letter(message) for message in _messages(connection, ["dead_lettered"])]
+
+
+def dead_letters_from(home: Path, after: int, limit: int) -> list[tuple[int, dict[str, Json]]]:
+    """At most `limit` of them, each with its place in the list, from behind a place on. Raises: StoreCorrupt."""
+    with database(home) as connection:
+        page = connection.execute(sql.LIST_MESSAGES["dead_lettered"], (after, None, limit)).fetchall()
+        return [(message.seq, _dead_letter(message)) for message in map(rows.stored_message, page)]
+
+
+def _dead_letter(message: StoredMessage) -> dict[str, Json]:
+    return {
+        "message_id": message.envelope.id,
+        "sender": message.envelope.sender,
+        "recipient": message.envelope.recipient,
+        "type": message.envelope.type,
+        "code": message.code or "",
+        "attempts": message.attempts,
+        "error": message.error or "",
+        "since": _instant(message.since_us),
+    }
 
 
 def history(home: Path, message_id: str) -> list[dict[str, Json]]:
