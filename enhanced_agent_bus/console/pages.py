@@ -23,6 +23,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from enhanced_agent_bus.audit.query import BadQuery, Query, Term, parse
+from enhanced_agent_bus.cli.audit_witness import witness_line
 from enhanced_agent_bus.cli.reading_log import SEQ_DIGITS_MAX, records_named
 from enhanced_agent_bus.cli.reading_messages import dead_letters_from
 from enhanced_agent_bus.cli.render import safe
@@ -112,7 +113,6 @@ class Parts:
     tally: Tally
     verifier: Verifier
     payload: bool
-    anchored: bool
 
 
 class Pages:
@@ -129,9 +129,8 @@ class Pages:
             lstrip_blocks=True,
         )
         self._templates.filters.update(moment=_moment, after=_after, count=_count)
-        self._templates.globals.update(
-            url=url, phrase=phrase, between=between, sign_of=sign_of, words=words, command=parts.session.command
-        )
+        self._templates.globals.update(url=url, phrase=phrase, between=between, sign_of=sign_of, words=words)
+        self._templates.globals.update(witness_line=witness_line, command=parts.session.command)
 
     # --- how a page is made ----------------------------------------------------------------------------------------
 
@@ -153,7 +152,6 @@ class Pages:
             "verification": verifier.newest,
             "verifying": verifier.running,
             "newer": max(0, status["records"] - found["size"]) if found else 0,
-            "anchored": self._parts.anchored,
         }
 
     def _shown(self, what: str, query: Query | None = None) -> str:

@@ -63,7 +63,6 @@ def make_app(
         tally=Tally(home),
         verifier=Verifier(home, checkpoint),
         payload=payload,
-        anchored=checkpoint is not None,
     )
     pages = Pages(parts)
     app = Starlette(

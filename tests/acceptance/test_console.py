@@ -485,7 +485,7 @@ def test_an_outside_checkpoint_anchors_the_log(home: Path, tmp_path: Path) -> No
         console.enter()
         wait(lambda: "verified at" in console.get("/").text)
         said = text_of(console.get("/proof").text)
-    assert f"your checkpoint signs the first {size}" in said
+    assert f"outside checkpoint signs the first {size}" in said
     assert f"unanchored after seq {size}" in said  # the record of the checkpoint is its last
 
 
