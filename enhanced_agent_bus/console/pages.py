@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import parse_qs, parse_qsl, urlencode
 
 from anyio.to_thread import run_sync
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -49,6 +49,8 @@ AGENTS_SHOWN_MAX: Final = 500
 PAIRS_SHOWN_MAX: Final = 300
 LETTERS_SHOWN_MAX: Final = 200
 AGENT_ROWS: Final = 25
+#: Where a form that is done may lead back to.
+PATHS: Final = ("/", "/message", "/record", "/agents", "/agent", "/traffic", "/dead", "/policy", "/source", "/proof")
 FIRST_QUERY: Final = "kind:decision"
 FILTERS: Final = (
     ("Decisions", "kind:decision"),
@@ -137,7 +139,7 @@ class Pages:
     def _render(self, request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
         """A page, or with `part=1` in its address only what is inside of it."""
         bare = request.query_params.get("part") == "1"
-        values |= {"bare": bare, **self._head(), "path": request.url.path}
+        values |= {"bare": bare, **self._head(), "path": request.url.path, "here": _here(request)}
         values |= {"form_key": form_key(request.state.token), "may_replay": request.state.rights == REPLAY}
         values.setdefault("after", values["status"]["records"] - 1)
         return HTMLResponse(self._templates.get_template(template).render(values), status)
@@ -160,11 +162,12 @@ class Pages:
         return self._parts.views.add(View(query))
 
     def problem(self, request: Request, status: int, message: str, remedy: str) -> Response:
-        """What went wrong, in a sentence; nothing of the log is on this page."""
-        values = {"message": message, "remedy": self._parts.session.named(remedy), "bare": False}
+        """What went wrong, in a sentence, and the verdicts, which nobody has to be recorded for; nothing of the log."""
+        verifier = self._parts.verifier
+        values: dict[str, Any] = {"verification": verifier.newest, "verifying": verifier.running, "newer": 0}
         bare = request.query_params.get("part") == "1"
-        text = self._templates.get_template("problem.html").render(values | {"bare": bare})
-        return HTMLResponse(text, status)
+        values |= {"message": message, "remedy": self._parts.session.named(remedy), "bare": bare}
+        return HTMLResponse(self._templates.get_template("problem.html").render(values), status)
 
     # --- the log ---------------------------------------------------------------------------------------------------
 
@@ -398,10 +401,7 @@ class Pages:
         """Verifies again, in the background."""
         form = await self._form(request)
         self._parts.verifier.ask()
-        back = form.get("back", "/")
-        return RedirectResponse(
-            back if back in ("/", "/proof", "/policy", "/agents", "/traffic", "/dead") else "/", 303
-        )
+        return RedirectResponse(_ours(form.get("back", "")), 303)
 
     async def _form(self, request: Request) -> Mapping[str, str]:
         """What a form of ours holds. Raises: HTTPException, when it is none of ours."""
@@ -416,6 +416,18 @@ class Pages:
                 403, "this form is not the console's own, or is of an earlier start: load the page again"
             )
         return form
+
+
+def _here(request: Request) -> str:
+    """The address of this page, without what asks for a part of it."""
+    pairs = [(name, value) for name, value in request.query_params.multi_items() if name != "part"]
+    return f"{request.url.path}?{urlencode(pairs)}" if pairs else request.url.path
+
+
+def _ours(address: str) -> str:
+    """The address, if it is one of a page of ours; else the first page."""
+    path, _, query = address.partition("?")
+    return f"{path}?{urlencode(parse_qsl(query))}" if path in PATHS and query else path if path in PATHS else "/"
 
 
 def _query(text: str) -> Query:

@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from enhanced_agent_bus import Message, Retry
+from enhanced_agent_bus.cli.audit import verify_home
 from enhanced_agent_bus.cli.session import Session
 from enhanced_agent_bus.console import access, lists
 from enhanced_agent_bus.console.guard import HEADERS, Tokens
@@ -460,20 +461,29 @@ def test_the_verdicts_are_those_of_audit_verify(home: Path) -> None:
         first = re.search(r"(\d+) records? verified", said)
         assert first is not None
         assert console.post_form("/verify", key=console.key(), back="//evil.example/").headers["location"] == "/"
+        here = f"/message?{urlencode({'id': 'desk/order-7'})}"
+        assert console.post_form("/verify", key=console.key(), back=here).headers["location"] == here
         wait(lambda: f" {first[1]} record" not in text_of(console.get("/").text))
 
 
 def test_an_altered_record_is_bad_and_named(home: Path) -> None:
-    """By its seq, in the banner of every page and in the answer to whether nothing is missing."""
+    """By its seq and its damage, also where nothing else can be shown."""
     seq = log(home, "decision")[0]["seq"]
     with sqlite3.connect(home / "bus.db") as database:
         body = database.execute("SELECT body FROM records WHERE seq = ?", (seq,)).fetchone()[0]
         database.execute("UPDATE records SET body = ? WHERE seq = ?", (body.replace(b"allow", b"ALLOW"), seq))
     database.close()
     with serving(home) as console:
-        answer = console.get("/", params={"token": console.tokens.read})
-        assert answer.status_code == 503  # such a log takes no more records: nothing is shown
+        headers = {"Authorization": f"Bearer {console.tokens.read}"}
+        wait(lambda: "first bad" in console.get("/proof", headers=headers).text)
+        answer = console.get("/proof", headers=headers)
+        assert answer.status_code == 503  # such a log takes no more records, so no view of it is recorded
         assert "what was signed" in answer.text
+        bad = verify_home(home)["first_bad"]
+        assert f"first bad: seq {bad['seq']}" in text_of(answer.text)
+        assert f", {bad['damage']}" in text_of(answer.text)
+        assert "✕ Integrity bad" in text_of(answer.text)
+        assert "booker" not in answer.text
 
 
 def test_an_outside_checkpoint_anchors_the_log(home: Path, tmp_path: Path) -> None:
