@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from enhanced_agent_bus.audit.homes import open_database
 from enhanced_agent_bus.errors import AuditUnavailable, ConfigInvalid, StoreCorrupt, StoreLocked
 from enhanced_agent_bus.ledger.checkpoint import Verifier
 from enhanced_agent_bus.ledger.home import control_socket, open_home
@@ -224,3 +225,26 @@ async def test_home_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     with pytest.raises(AuditUnavailable, match="cannot be written") as refused:
         await open_ledger(home)
     assert refused.value.remedy
+
+
+async def test_a_reader_leaves_the_index_of_a_bus_that_was_opened_meanwhile(tmp_path: Path) -> None:
+    """What reading a crashed home made is removed again, and what a bus that came meanwhile works with is not."""
+    home = tmp_path / "home"
+    ledger = await open_ledger(tmp_path / "alive")
+    await put_all(ledger, [decision(n) for n in range(5)])
+    shutil.copytree(tmp_path / "alive", home, ignore=shutil.ignore_patterns("*-shm", "*.sock"))
+    await ledger.close()
+    index = home / "bus.db-shm"
+    with open_database(home) as database:
+        assert database.execute("SELECT count(*) FROM records").fetchone()[0] > 5
+        assert index.exists()
+    assert not index.exists()
+    with open_database(home) as database:
+        database.execute("SELECT count(*) FROM records").fetchone()
+        opened = await open_ledger(home)
+        database.rollback()
+    assert index.exists()
+    await put_all(opened, [decision(n) for n in range(5, 10)])
+    with open_database(home) as database:
+        assert database.execute("SELECT count(*) FROM records WHERE kind = 'decision'").fetchone() == (10,)
+    await opened.close()
