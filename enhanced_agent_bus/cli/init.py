@@ -165,7 +165,7 @@ async def _new_log(home: Path) -> dict[str, Any]:
     """Begins a new log where the old one is lost, and says what was declared. Raises: CliError, when it is not."""
     from enhanced_agent_bus.clock import SystemClock
     from enhanced_agent_bus.ledger.anew import begin_anew
-    from enhanced_agent_bus.ledger.home import HomeLock
+    from enhanced_agent_bus.ledger.lock import HomeLock
     from enhanced_agent_bus.ledger.sqlite import SqliteLedger
 
     why = await _what_is_lost(home)

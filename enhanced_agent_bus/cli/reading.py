@@ -13,21 +13,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from enhanced_agent_bus.audit.homes import open_database
 from enhanced_agent_bus.audit.query import BadQuery, time_of
-from enhanced_agent_bus.authoring.documents import Known, Surroundings
 from enhanced_agent_bus.cli.faults import CliError, unknown_id
 from enhanced_agent_bus.cli.session import Json
-from enhanced_agent_bus.clock import SystemClock
-from enhanced_agent_bus.control import plain
 from enhanced_agent_bus.errors import ConfigInvalid, StoreCorrupt
 from enhanced_agent_bus.ledger import rows, sql
-from enhanced_agent_bus.outcome import WitnessInfo
 from enhanced_agent_bus.ports import AgentRow
-from enhanced_agent_bus.settings import load_settings
-from enhanced_agent_bus.witness.standing import at_rest, remembered
+
+if TYPE_CHECKING:
+    from enhanced_agent_bus.authoring.documents import Surroundings
+    from enhanced_agent_bus.outcome import WitnessInfo
 
 PAGE_ROWS: Final = 1000
 SHOW_REMEDY: Final = "`eab audit search` finds ids; a message, a decision or a seq can be named"
@@ -68,6 +66,8 @@ def one(connection: sqlite3.Connection, query: str, values: Sequence[object] = (
 
 def status_at_rest(home: Path) -> dict[str, Json]:
     """`Status` as the home has it; what was being handled when the process ended counts as queued."""
+    from enhanced_agent_bus.control import plain
+
     with database(home) as connection:
         names = _names(home)
         size, _, _, accounting = connection.execute(sql.GET_HEAD).fetchone()
@@ -101,6 +101,10 @@ def status_at_rest(home: Path) -> dict[str, Json]:
 
 def standing(home: Path) -> list[WitnessInfo]:
     """How the witnesses that the settings name stood when a process last had the home open."""
+    from enhanced_agent_bus.clock import SystemClock
+    from enhanced_agent_bus.settings import load_settings
+    from enhanced_agent_bus.witness.standing import at_rest, remembered
+
     try:
         urls = load_settings(home).audit.witnesses
     except ConfigInvalid:  # `eab doctor` says what is wrong with them
@@ -210,6 +214,8 @@ def _fact_value(raw: bytes) -> Json:
 
 def surroundings(home: Path) -> Surroundings:
     """What a question needs beside its message. Raises: StoreCorrupt."""
+    from enhanced_agent_bus.authoring.documents import Known, Surroundings
+
     with database(home) as connection:
         active = json.loads(one(connection, sql.SETTING, ("constitution",)) or "{}")
         agents = {row.id: Known(*row[:6]) for row in _agents(connection) if row.live}

@@ -112,7 +112,7 @@ async def _send(
     from enhanced_agent_bus.cli.loading import App, choose_constitution
     from enhanced_agent_bus.control import call, perform
     from enhanced_agent_bus.errors import StoreLocked
-    from enhanced_agent_bus.ledger.home import control_socket
+    from enhanced_agent_bus.ledger.lock import control_socket
 
     app = None if name is None else App(name)
     home = session.home if app is not None else session.existing_home()

@@ -120,7 +120,7 @@ async def _asking(home: Path) -> AsyncIterator[Ask]:
     from enhanced_agent_bus import open_bus
     from enhanced_agent_bus.control import perform
     from enhanced_agent_bus.errors import StoreLocked
-    from enhanced_agent_bus.ledger.home import control_socket
+    from enhanced_agent_bus.ledger.lock import control_socket
 
     async with AsyncExitStack() as stack:
         try:
@@ -160,7 +160,7 @@ def beside_answers(home: Path) -> dict[str, Any]:
 def ask_running(home: Path, op: str, args: Mapping[str, Any] | None = None, *, timeout: float = 5.0) -> Json | None:
     """The answer of the process that has this home open; None when there is none that answers."""
     from enhanced_agent_bus.control import call
-    from enhanced_agent_bus.ledger.home import control_socket
+    from enhanced_agent_bus.ledger.lock import control_socket
 
     path = control_socket(home)
     if path is None:
@@ -176,7 +176,7 @@ def held_up(home: Path) -> dict[str, Json] | None:
     import json
     import socket
 
-    from enhanced_agent_bus.ledger.home import BLOCKED, control_socket
+    from enhanced_agent_bus.ledger.lock import BLOCKED, control_socket
 
     path = control_socket(home)
     try:

@@ -17,7 +17,8 @@ from enhanced_agent_bus.cli.session import held_up
 from enhanced_agent_bus.clock import SystemClock
 from enhanced_agent_bus.control import call
 from enhanced_agent_bus.errors import BusClosed, StoreLocked
-from enhanced_agent_bus.ledger.home import control_socket, open_home
+from enhanced_agent_bus.ledger.home import open_home
+from enhanced_agent_bus.ledger.lock import control_socket
 from enhanced_agent_bus.ledger.sqlite import SqliteLedger
 from enhanced_agent_bus.ports import Entry
 

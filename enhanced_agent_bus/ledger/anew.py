@@ -14,7 +14,8 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from enhanced_agent_bus.ledger.checkpoint import Signer, Verifier, parse
-from enhanced_agent_bus.ledger.home import PENDING, Home, HomeLock, read_names, sync_folder, write_key, write_names
+from enhanced_agent_bus.ledger.home import PENDING, Home, read_names, sync_folder, write_key, write_names
+from enhanced_agent_bus.ledger.lock import HomeLock
 
 _MOVED: Final = ("bus.db", "bus.db-journal", "bus.db-wal", "bus.db-shm", "checkpoint", "doubt", "running")
 _KEYS: Final = ("log.key", "log.key.next", "log.vkey")

@@ -1,11 +1,10 @@
-"""The home of a bus on disk: its names and keys, the lock that makes it one process's, and atomic file writes.
+"""The home of a bus on disk: its names and keys, and atomic file writes.
 
 Not here: what `bus.db` holds (store), `eab.toml` (settings), and the constitutions that are kept beside them.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
@@ -25,8 +24,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from enhanced_agent_bus.errors import AuditUnavailable, ConfigInvalid, StoreCorrupt, StoreLocked
+from enhanced_agent_bus.errors import AuditUnavailable, ConfigInvalid, StoreCorrupt
 from enhanced_agent_bus.ledger.checkpoint import Signer
+from enhanced_agent_bus.ledger.lock import BLOCKED, HomeLock
 from enhanced_agent_bus.outcome import BlockedLoop
 from enhanced_agent_bus.ports import Checkpoints
 
@@ -41,7 +41,6 @@ _MADE_HERE = frozenset(
 _NO_DOUBT = -1
 PENDING = "new_log"  # in home.json: what a new log that is being made will declare as lost
 _NEXT_KEY = "log.key.next"  # the key that a rotation is about to begin with
-BLOCKED = "blocked"  # the file that says what the running bus is held up by
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -63,50 +62,6 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-class HomeLock:
-    """Held by the one process that has the home open; the file names its control socket, when that is elsewhere."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor: int | None = descriptor
-
-    @classmethod
-    def take(cls, home: Path) -> HomeLock:
-        """Raises: StoreLocked, when another process (or another bus of this one) has the home."""
-        descriptor = os.open(home / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise StoreLocked(
-                f"the home {home} is open in another process",
-                remedy="stop that one, or talk to it: one home belongs to one process at a time",
-            ) from None
-        os.ftruncate(descriptor, 0)
-        return cls(descriptor)
-
-    def announce(self, socket: Path) -> None:
-        """Writes where the control socket is, for those who find the home locked."""
-        if self._descriptor is not None:
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, f"{socket}\n".encode(), 0)
-
-    def release(self) -> None:
-        if self._descriptor is not None:
-            os.ftruncate(self._descriptor, 0)
-            os.close(self._descriptor)
-            self._descriptor = None
-
-
-def control_socket(home: Path) -> Path | None:
-    """Where a bus that has this home open listens, as its lock file says, or else HOME/control.sock; None without."""
-    try:
-        named = (home / "lock").read_text().strip()
-    except OSError:
-        named = ""
-    socket = Path(named) if named else home / "control.sock"
-    return socket if socket.is_socket() else None
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from enhanced_agent_bus.audit.homes import open_database
 from enhanced_agent_bus.audit.notes import notes_in, one_note
 from enhanced_agent_bus.control import call
 from enhanced_agent_bus.errors import BusError
-from enhanced_agent_bus.ledger.home import control_socket
+from enhanced_agent_bus.ledger.lock import control_socket
 from enhanced_agent_bus.ports import SignedNote
 
 ANSWER_SECONDS: Final = 10.0

@@ -23,7 +23,7 @@ from enhanced_agent_bus.cli.session import Session
 from enhanced_agent_bus.console import access, lists
 from enhanced_agent_bus.console.guard import HEADERS, Tokens
 from enhanced_agent_bus.console.server import listening, make_app, server_of
-from enhanced_agent_bus.ledger.home import HomeLock
+from enhanced_agent_bus.ledger.lock import HomeLock
 from tests.developer import log, small_bus, until
 from tests.support import ADMIT_ALL
 

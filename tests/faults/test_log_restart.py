@@ -16,7 +16,8 @@ import pytest
 from enhanced_agent_bus.audit.homes import open_database
 from enhanced_agent_bus.errors import AuditUnavailable, ConfigInvalid, StoreCorrupt, StoreLocked
 from enhanced_agent_bus.ledger.checkpoint import Verifier
-from enhanced_agent_bus.ledger.home import control_socket, open_home
+from enhanced_agent_bus.ledger.home import open_home
+from enhanced_agent_bus.ledger.lock import control_socket
 from enhanced_agent_bus.ports import AgentRow, Entry, FactChange
 from tests.entries import decision, fill, move, open_ledger, put_all, putting, until
 

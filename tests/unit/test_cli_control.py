@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from enhanced_agent_bus import AgentBus, BusError, ConstitutionRejected, Message, control, open_bus
-from enhanced_agent_bus.ledger.home import control_socket
+from enhanced_agent_bus.ledger.lock import control_socket
 from tests.support import write_constitution
 
 RULES = {"no_secrets": 'admit if not "secret" in object.keys(input.message.payload)'}
