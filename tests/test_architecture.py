@@ -203,7 +203,7 @@ def test_the_edges_use_one_named_part_of_a_room() -> None:
         ("control", "admission"): {"admission.canonical"},
         ("road", "audit"): {"audit.notes"},
         ("witness", "audit"): {"audit.homes", "audit.notes"},
-        ("witness", "ledger"): {"ledger.home", "ledger.sql"},
+        ("witness", "ledger"): {"ledger.home", "ledger.lock", "ledger.sql"},
         ("authoring", "engines"): {"engines.worker"},
         ("authoring", "admission"): {"admission.answer", "admission.supposed"},
     }
