@@ -53,6 +53,7 @@ from enhanced_agent_bus.ports import (
     Entry,
     FactChange,
     Ledger,
+    Listener,
     PolicyEngine,
     Runs,
     StoredMessage,
@@ -104,6 +105,7 @@ class AgentBus:
         home: str,
         spare: Spare,
         note_blocked: Callable[[BlockedLoop | None], None],
+        listener: Listener | None = None,
     ) -> None:
         self._desk = desk = Desk(
             settings=settings,
@@ -115,7 +117,10 @@ class AgentBus:
             threads=threads,
             chance=chance,
             runs=runs,
+            listener=listener,
         )
+        if listener is not None:
+            listener.watch(desk.load)
         self._engine = engine
         self._weakenings = list(weakenings)
         self._witnesses = witnesses

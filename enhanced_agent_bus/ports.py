@@ -225,6 +225,63 @@ class Checkpoints(Protocol):
         ...
 
 
+class Said(NamedTuple):
+    """A decision on its way to the disk, as telemetry hears of it. It has nothing of a payload."""
+
+    verdict: str
+    code: str | None
+    why: str  # as in the record: send, retry, replay, ...
+    attempt: int
+    decision_id: str
+    constitution: str
+    revision: int
+    since_us: int  # when it was begun to be decided
+
+
+class Load(NamedTuple):
+    """What is under way in a bus at one instant."""
+
+    accounting: Mapping[str, int]
+    oldest_seconds: float  # for how long the oldest queued message has waited; 0 when there is none
+
+
+class Listener(Protocol):
+    """Hears what passes on the road: telemetry. Called on the loop; returns at once, raises and changes nothing.
+
+    What `decided` answers of a message is handed back with all that is heard of it later; None where it was not heard.
+    """
+
+    def decided(self, envelope: Envelope, said: Said, trace: object) -> object:
+        """A decision, in the task that asked for it; `trace` is None at a message's first one."""
+        ...
+
+    def recorded(self, trace: object, seq: int, error: BusError | None) -> None:
+        """That decision is durable, or could not be written."""
+        ...
+
+    def starting(self, envelope: Envelope, attempt: int, trace: object) -> object:
+        """A handler is about to run, in this task or a thread of it; what is answered is handed to `ran`."""
+        ...
+
+    def ran(self, run: object, code: str | None) -> None:
+        """It has ended, in the same task; the code is None when it did its work."""
+        ...
+
+    def ended(
+        self, envelope: Envelope, state: str, code: str | None, duration_us: int, seq: int, error: BusError | None
+    ) -> None:
+        """An outcome is durable (also of an attempt that failed), or could not be written."""
+        ...
+
+    def watch(self, look: Callable[[], Load]) -> None:
+        """What may be asked, from any thread, for what is under way."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more is said, and there is nothing left to look at."""
+        ...
+
+
 class Witnesses(Protocol):
     """How the witnesses of a bus stand."""
 

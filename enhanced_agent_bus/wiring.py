@@ -29,6 +29,7 @@ from enhanced_agent_bus.ledger.home import Home, is_new, open_home
 from enhanced_agent_bus.ledger.memory import MemoryLedger
 from enhanced_agent_bus.ledger.runs import NoRuns, Runs
 from enhanced_agent_bus.ledger.sqlite import SqliteLedger
+from enhanced_agent_bus.observe.telemetry import listener_for
 from enhanced_agent_bus.outcome import BlockedLoop, WitnessInfo
 from enhanced_agent_bus.ports import Clock, Gate, Ledger, Witnesses
 from enhanced_agent_bus.routing.registry import Registry
@@ -98,6 +99,9 @@ async def _build(
         gate_seconds=settings.limits.gate_seconds,
         grace_seconds=settings.constitution.grace_seconds,
     )
+    listener = listener_for(clock)
+    if listener is not None:
+        stack.callback(listener.close)
     runs: Runs | NoRuns = NoRuns() if place is None else Runs(place.path / "running")
     threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="eab-handler")
     stack.callback(threads.shutdown, wait=False, cancel_futures=True)
@@ -121,6 +125,7 @@ async def _build(
         runs=runs,
         weakenings=_weakenings(settings, clock),
         witnesses=witnesses,
+        listener=listener,
         home=str(folder) if folder is not None else MEMORY,
         note_blocked=_unnoted if place is None else place.note_blocked,
         spare=partial(WorkerEngine.start, workers=1, memory_mb=policy.memory_mb),

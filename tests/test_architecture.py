@@ -42,14 +42,16 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "wiring": VALUES
     | STATIONS
     | FILLERS
-    | {"ports", "settings", "bus", "clock", "control", "faultpoints", "authoring", "witness"},  # of authoring, keys
+    | {"ports", "settings", "bus", "clock", "control", "faultpoints", "observe", "witness"}
+    | {"authoring"},  # keys
     "witness": VALUES | {"ports", "audit", "control", "ledger"},  # of audit, finding notes and opening a log to read
     "audit": VALUES | {"ports"},  # `audit/verify.py` nobody at all: see below
     "authoring": VALUES
     | {"ports", "engines", "admission"},  # of engines, the worker; of admission, what an answer means
     "sync": VALUES | {"ports", PACKAGE},  # the public names, as anybody has them
+    "observe": VALUES | {"ports"},
     "workflow": frozenset({PACKAGE}),
-    "cli": SHOWN | STATIONS | FILLERS | {PACKAGE, "audit", "authoring", "bench", "console", "witness"},
+    "cli": SHOWN | STATIONS | FILLERS | {PACKAGE, "audit", "authoring", "bench", "console", "observe", "witness"},
     "console": VALUES | {"ports", "clock", "control", "ledger", "audit", "cli"},  # what commands read and do, on a page
     "bench": SHOWN | STATIONS | FILLERS | {PACKAGE, "audit"},
     "__main__": frozenset({"cli"}),
@@ -64,6 +66,7 @@ THIRD_PARTY: Final[dict[str, frozenset[str]]] = {
     "ledger": frozenset({"cryptography"}),
     "audit": frozenset({"cryptography", "jinja2", "pyarrow"}),
     "authoring": frozenset({"cryptography"}),
+    "observe": frozenset({"opentelemetry"}),  # its API; in `sdk.py` the extra `otlp`
     "witness": frozenset({"opentelemetry"}),  # the extra `otlp`
     "cli": frozenset({"rich", "typer"}),
     "console": frozenset({"anyio", "jinja2", "markupsafe", "starlette", "uvicorn"}),

@@ -42,6 +42,7 @@ def run(
     from enhanced_agent_bus.cli.carry import Plan, carry_out, read_time
     from enhanced_agent_bus.cli.loading import App
     from enhanced_agent_bus.cli.summary import exit_status, show
+    from enhanced_agent_bus.observe.sdk import telemetry
 
     session = session_of(context)
     wanted = tuple(fail_on or ())
@@ -49,7 +50,8 @@ def run(
         raise CliError(f"--fail-on knows {' and '.join(FAIL_ON)}", remedy="say it twice for both")
     fixed = None if at is None else read_time(at)
     plan = Plan(session.home, App(app), source=input, at=fixed, constitution=constitution)
-    result = asyncio.run(carry_out(plan, quiet=session.json))
+    with telemetry():
+        result = asyncio.run(carry_out(plan, quiet=session.json))
     show(session, result)
     if result.failure is not None:
         raise result.failure[1]

@@ -54,6 +54,7 @@ class Parcel:
     interrupted: bool = False  # its process ended while its handler ran
     undecided: int = 0  # how often in a row nobody could say whether it may go on
     error: str | None = None  # the type of its handler's last error
+    trace: object = None  # what telemetry knows it by, where anybody listens
 
     def stop_timer(self) -> None:
         if self.timer is not None:

@@ -21,6 +21,7 @@ from enhanced_agent_bus.road.rescue import Rescue
 from enhanced_agent_bus.verdict import Admitted, Recorded
 
 TURN_MESSAGES: Final = 64  # handled in a row before other tasks get the loop
+STOPPED: Final = "stopped"  # what telemetry hears of a run that did not start, or not to its end
 
 
 class Carriage:
@@ -111,7 +112,8 @@ class Carriage:
                 return
             recorded = parcel.recorded
             if recorded is not None and self._holds(recorded) and not self._desk.stalled:
-                await self._deliver(post, parcel, recorded, alarm)  # its first step has no await before the handler
+                deliver = self._deliver if self._desk.listener is None else self._deliver_heard
+                await deliver(post, parcel, recorded, alarm)  # its first step has no await before the handler
                 return
             parcel.recorded = None
             if self._desk.registry.party(post.agent_id) is None:
@@ -128,11 +130,23 @@ class Carriage:
         party = self._desk.registry.party(admitted.recipient.id)
         return party is None or party is admitted.recipient or party.document == admitted.recipient.document
 
-    async def _deliver(self, post: Post, parcel: Parcel, recorded: Recorded, alarm: Alarm) -> None:
+    async def _deliver_heard(self, post: Post, parcel: Parcel, recorded: Recorded, alarm: Alarm) -> None:
+        """The same, with telemetry told of it."""
+        listener = self._desk.listener
+        assert listener is not None
+        run_heard = listener.starting(parcel.envelope, parcel.attempts + 1, parcel.trace)
+        code: str | None = STOPPED
+        try:
+            code = await self._deliver(post, parcel, recorded, alarm)
+        finally:
+            listener.ran(run_heard, code)
+
+    async def _deliver(self, post: Post, parcel: Parcel, recorded: Recorded, alarm: Alarm) -> str | None:
+        """One run of the handler, and what follows from it; the code where it failed or did not start."""
         handler = post.handler
         if handler is None:  # the agent has gone between two steps
             self._mailroom.carry(post, parcel)
-            return
+            return STOPPED
         parcel.recorded = None  # a ticket is good for one run
         parcel.attempts += 1
         message = Message(parcel.envelope, attempt=parcel.attempts, constitution=recorded.admitted.constitution)
@@ -161,16 +175,18 @@ class Carriage:
         if isinstance(result, Overtaken):
             parcel.attempts -= 1  # it never ran: its allow is one of a constitution that has gone meanwhile
             self._mailroom.carry(post, parcel)
-        elif isinstance(result, Failed):
+            return STOPPED
+        if isinstance(result, Failed):
             self._rescue.rescue(post, parcel, result, duration_us)
+            return result.code
+        if post.breaker.failures:
+            post.breaker.worked()
+            post.breaker_moved.set()
+        if result.reply is None:
+            self._endings.end(parcel, "delivered", None, duration_us=duration_us)
         else:
-            if post.breaker.failures:
-                post.breaker.worked()
-                post.breaker_moved.set()
-            if result.reply is None:
-                self._endings.end(parcel, "delivered", None, duration_us=duration_us)
-            else:
-                await self._replies.answer(post, parcel, result, duration_us)
+            await self._replies.answer(post, parcel, result, duration_us)
+        return None
 
     def _still(self, admitted: Admitted) -> bool:
         """Whether the constitution of a ticket decides yet: a handler may have waited for a thread."""

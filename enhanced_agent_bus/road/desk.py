@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from pydantic import BaseModel
@@ -20,7 +21,7 @@ from enhanced_agent_bus.delivery.runner import Handler
 from enhanced_agent_bus.errors import AuditUnavailable, BusClosed, BusError
 from enhanced_agent_bus.message import Envelope
 from enhanced_agent_bus.outcome import END_STATES, WAITING_STATES
-from enhanced_agent_bus.ports import Clock, Entry, Ledger, Runs
+from enhanced_agent_bus.ports import Clock, Entry, Ledger, Listener, Load, Runs, Said
 from enhanced_agent_bus.recovery.breaker import Breaker
 from enhanced_agent_bus.recovery.budget import Budget
 from enhanced_agent_bus.recovery.orchestrator import Recoveries
@@ -71,19 +72,22 @@ class Post:
 class Written:
     """The fate of one entry, for a task that waits for it."""
 
-    __slots__ = ("_future", "_then", "abandoned", "error", "recorded", "seq")
+    __slots__ = ("_future", "_then", "abandoned", "error", "heard", "recorded", "seq")
 
     def __init__(self, then: Callable[[BusError | None], None] | None = None) -> None:
         self.seq = -1
         self.error: BusError | None = None
         self.recorded: Recorded | None = None  # the ledger's ticket, where the entry records an allow
         self.abandoned = False
+        self.heard: Callable[[int, BusError | None], None] | None = None  # telemetry, where anybody listens
         self._then = then
         self._future: asyncio.Future[None] | None = None
 
     def settle(self, seq: int, error: BusError | None) -> None:
         if not self.abandoned:
             self.seq, self.error = seq, error
+        if self.heard is not None:
+            self.heard(seq, error)
         if self._then is not None:
             self._then(error)
         if self._future is not None and not self._future.done():
@@ -125,6 +129,7 @@ class Desk:
         threads: Executor,
         chance: Callable[[], float],
         runs: Runs,
+        listener: Listener | None,
     ) -> None:
         self.settings = settings
         self.ledger = ledger
@@ -135,6 +140,7 @@ class Desk:
         self.threads = threads
         self.chance = chance
         self.runs = runs
+        self.listener = listener
         recovery = settings.recovery
         self.recoveries = Recoveries(Budget(recovery.budget_ratio, recovery.budget_per_second, clock.monotonic()))
         self.shape = Shape(
@@ -190,13 +196,37 @@ class Desk:
             self.admission.facts.durable(decided.changes)
         written.settle(seq, error)
 
+    def tell(self, parcel: Parcel, decided: Decided, written: Written, why: str, attempt: int, since_us: int) -> None:
+        """Lets telemetry hear of a decision that is put next."""
+        listener = self.listener
+        if listener is not None:
+            said = Said(
+                decided.verdict,
+                decided.code,
+                why,
+                attempt,
+                decided.decision_id,
+                decided.constitution,
+                decided.revision,
+                since_us,
+            )
+            trace = listener.decided(parcel.envelope, said, parcel.trace)
+            parcel.trace = parcel.trace or trace
+            written.heard = partial(listener.recorded, trace)
+
+    def load(self) -> Load:
+        """What is under way; asked by telemetry, from threads of its own."""
+        queued = [parcel.since_us for parcel in list(self.live.values()) if parcel.state == "queued"]
+        seconds = (self.clock.now_us() - min(queued)) / 1e6 if queued else 0.0
+        return Load(self.accounting(), max(0.0, seconds))
+
     def held_by_law(self, envelope: Envelope) -> str | None:
         """The legal hold that covers a message, in words; None without."""
         return self.holds.find(envelope.id, envelope.conversation, envelope.sender, envelope.recipient)
 
     def accounting(self) -> dict[str, int]:
         counts = dict.fromkeys(WAITING_STATES, 0)
-        for parcel in self.live.values():
+        for parcel in list(self.live.values()):  # as it is now, whichever thread asks
             counts[parcel.state] += 1
         ended = self.ledger.accounting()
         counts.update((state, ended[state]) for state in END_STATES)

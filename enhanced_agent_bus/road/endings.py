@@ -98,6 +98,8 @@ class Endings:
             fields["texts"] = commitment(salt, body)
             texts = (salt, body)
         written = Written()
+        if (listener := self._desk.listener) is not None:
+            written.heard = partial(listener.ended, envelope, state, code, duration_us)
         move = self.move(parcel, next_state, due_us, code, error, parcel.decision_id)
         done = partial(self._told, parcel, outcome, facts, written)
         self._desk.ledger.put(

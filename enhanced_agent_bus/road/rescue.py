@@ -109,12 +109,13 @@ class Rescue:
 
     async def readmit(self, parcel: Parcel) -> bool:
         """Decides a waiting message anew; True when it may go on, on a new ticket that is on disk."""
+        since_us = self._desk.clock.now_us()
         case = self.case_of(parcel)
         try:
             if parcel.why == "retry":
                 faultpoints.hit("retry.before_decide")
             decided = await self._desk.admission.judge(case)
-            written = self._record_again(parcel, decided)
+            written = self._record_again(parcel, case, decided, since_us)
             await written.wait()
         except (AuditUnavailable, OSError):  # nothing could be recorded: it waits, and is asked again
             if not self._desk.closed:
@@ -170,12 +171,16 @@ class Rescue:
     def _record_again(
         self,
         parcel: Parcel,
+        case: Case,
         decided: Decided,
+        since_us: int,
         *,
         then: Callable[[Written, BusError | None], None] | None = None,
     ) -> Written:
         """Puts a later decision; where it changes the message's state, in the same transaction."""
         written = Written()
+        if self._desk.listener is not None:
+            self._desk.tell(parcel, decided, written, case.why, case.attempt, since_us)
         before = replace(parcel)
         entry = Entry(
             "decision",
@@ -237,7 +242,9 @@ class Rescue:
             decided = await self._desk.admission.judge(case)
             written = self._record_again(
                 parcel,
+                case,
                 decided,
+                now_us,
                 then=partial(self._replayed, parcel, decided, stored.state, reserved=reserved),
             )
             seq = await written.wait()

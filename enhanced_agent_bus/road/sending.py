@@ -252,6 +252,8 @@ class Sending:
         """Puts a first decision with all that goes with it; what is accepted goes on as soon as that is durable."""
         envelope = parcel.envelope
         written = Written(then)
+        if self._desk.listener is not None:
+            self._desk.tell(parcel, decided, written, "send", 1, parcel.since_us)
         entry = Entry(
             "decision",
             decided.fields,
