@@ -11,6 +11,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/metrics"
 	"github.com/open-policy-agent/opa/v1/rego"
 	"github.com/open-policy-agent/opa/v1/topdown"
@@ -27,13 +28,15 @@ const (
 type ask struct {
 	id      uint64
 	digest  string
+	other   string // compare: of the candidate
 	tenant  string
 	input   []byte
 	timeout time.Duration // from arrival, waiting included
 	arrived time.Time
 }
 
-// parseAsk reads the body of decide: digest (64 hex) | u32 timeout_us | u16 length + tenant | input JSON.
+// parseAsk reads the body of decide: digest (64 hex) | u32 timeout_us | u16 length + tenant | input JSON; and of compare,
+// where the candidate's digest stands before the input.
 func parseAsk(question frame) (*ask, *failure) {
 	body := question.body
 	if len(body) < askFixedBytes {
@@ -44,13 +47,20 @@ func parseAsk(question frame) (*ask, *failure) {
 	if len(body) < tenantEnd {
 		return nil, &failure{Code: "malformed", Message: "a decide frame that ends inside the tenant"}
 	}
-	return &ask{
+	a := &ask{
 		id:      question.id,
 		digest:  string(body[:digestHexBytes]),
 		tenant:  string(body[askFixedBytes:tenantEnd]),
 		input:   body[tenantEnd:],
 		timeout: timeout,
-	}, nil
+	}
+	if question.op == opCompare {
+		if len(a.input) < digestHexBytes {
+			return nil, &failure{Code: "malformed", Message: "a compare frame that ends inside the candidate's digest"}
+		}
+		a.other, a.input = string(a.input[:digestHexBytes]), a.input[digestHexBytes:]
+	}
+	return a, nil
 }
 
 // decide evaluates one question and sends the answer. Whatever goes wrong is an error answer, never a decision.
@@ -69,7 +79,11 @@ func (s *server) decide(a *ask) {
 	}
 	law := s.find(a.digest)
 	if law == nil {
-		s.out.sendFailure(a.id, &failure{Code: "unknown_digest", Message: "no constitution " + a.digest + " is loaded here"})
+		s.out.sendFailure(a.id, unknownDigest(a.digest))
+		return
+	}
+	if a.other != "" {
+		s.compare(a, law, started, left)
 		return
 	}
 	decision, fail := law.evaluate(a.input, left)
@@ -77,29 +91,50 @@ func (s *server) decide(a *ask) {
 		s.out.sendFailure(a.id, fail)
 		return
 	}
-	if len(decision)+frameFixedBytes+4 > frameBytesMax {
-		s.out.sendFailure(a.id, &failure{Code: "policy_error", Message: "the decision is larger than a frame"})
-		return
-	}
 	ended := time.Now()
 	theCores.settle(ended)
-	var took [4]byte
-	binary.LittleEndian.PutUint32(took[:], uint32(min(ended.Sub(started).Microseconds(), 1<<32-1)))
-	s.out.send(a.id, statusOK, took[:], decision)
+	s.out.send(a.id, statusOK, microseconds(ended.Sub(started)), decision)
+}
+
+func unknownDigest(digest string) *failure {
+	return &failure{Code: "unknown_digest", Message: "no constitution " + digest + " is loaded here"}
 }
 
 // evaluate asks data.bus.decision; nothing but a timeout, an error or the one value comes back (nil: undefined).
-func (c *constitution) evaluate(input []byte, left time.Duration, options ...rego.EvalOption) ([]byte, *failure) {
-	value, err := parseInput(input, c.wanted)
+func (c *constitution) evaluate(text []byte, left time.Duration, options ...rego.EvalOption) ([]byte, *failure) {
+	input, fail := readInput(text, c.wanted)
+	if fail != nil {
+		return nil, fail
+	}
+	return c.decide(input, left, options...)
+}
+
+func readInput(text []byte, want wanted) (ast.Value, *failure) {
+	input, err := parseInput(text, want)
 	if err != nil {
 		return nil, &failure{Code: "policy_malformed", Message: "the input is not JSON: " + err.Error()}
 	}
+	return input, nil
+}
+
+func (c *constitution) decide(input ast.Value, left time.Duration, options ...rego.EvalOption) ([]byte, *failure) {
+	found, fail := c.value(c.query, input, left, options...)
+	if fail != nil || found == nil {
+		return nil, fail
+	}
+	return decisionText(found.Value)
+}
+
+// value is that of a query of one expression; nil: undefined.
+func (c *constitution) value(
+	query rego.PreparedEvalQuery, input ast.Value, left time.Duration, options ...rego.EvalOption,
+) (*rego.ExpressionValue, *failure) {
 	deadline := c.deadlines.start(left)
 	defer c.deadlines.end(deadline)
 	options = append(options,
-		rego.EvalParsedInput(value), rego.EvalExternalCancel(deadline), rego.EvalTransaction(c.txn),
+		rego.EvalParsedInput(input), rego.EvalExternalCancel(deadline), rego.EvalTransaction(c.txn),
 		rego.EvalBaseCache(c.base), rego.EvalMetrics(metrics.NoOp()))
-	results, err := c.query.Eval(context.Background(), options...)
+	results, err := query.Eval(context.Background(), options...)
 	switch {
 	case topdown.IsCancel(err):
 		return nil, &failure{Code: codeTimeout, Message: "the evaluation passed its deadline"}
@@ -110,13 +145,21 @@ func (c *constitution) evaluate(input []byte, left time.Duration, options ...reg
 	case len(results) > 1 || len(results[0].Expressions) != 1:
 		return nil, &failure{Code: "policy_error", Message: "more than one decision"}
 	}
+	return results[0].Expressions[0], nil
+}
+
+func decisionText(value any) ([]byte, *failure) {
 	var out bytes.Buffer
 	encoder := json.NewEncoder(&out)
 	encoder.SetEscapeHTML(false)
-	if err := encoder.Encode(results[0].Expressions[0].Value); err != nil {
+	if err := encoder.Encode(value); err != nil {
 		return nil, &failure{Code: "policy_error", Message: "the decision cannot be written as JSON: " + err.Error()}
 	}
-	return bytes.TrimRight(out.Bytes(), "\n"), nil
+	text := bytes.TrimRight(out.Bytes(), "\n")
+	if len(text)+frameFixedBytes+4 > frameBytesMax {
+		return nil, &failure{Code: "policy_error", Message: "the decision is larger than a frame"}
+	}
+	return text, nil
 }
 
 // errorText is what OPA says, in its form: `file:row: code: message`.

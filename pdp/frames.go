@@ -37,6 +37,7 @@ const (
 	opSign
 	opVerify
 	opMask
+	opCompare
 )
 
 var errFrameSize = errors.New("a frame with an impossible length")
@@ -147,9 +148,13 @@ func (w *frameWriter) sendJSON(id uint64, value any) {
 }
 
 func (w *frameWriter) sendFailure(id uint64, fail *failure) {
-	body, err := json.Marshal(fail)
+	w.send(id, statusError, fail.text())
+}
+
+func (f *failure) text() []byte {
+	body, err := json.Marshal(f)
 	if err != nil || len(body)+frameFixedBytes > frameBytesMax {
-		body = []byte(`{"code":"internal","message":"an error that cannot be written down"}`)
+		return []byte(`{"code":"internal","message":"an error that cannot be written down"}`)
 	}
-	w.send(id, statusError, body)
+	return body
 }

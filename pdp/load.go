@@ -322,19 +322,23 @@ func cloneModules(groups ...map[string]*ast.Module) map[string]*ast.Module {
 }
 
 func (c *constitution) prepare(r *report) {
-	query, err := rego.New(
-		rego.ParsedQuery(ast.NewBody(ast.NewExpr(ast.NewTerm(decisionRef)))),
+	query, err := c.prepared(ast.NewExpr(ast.NewTerm(decisionRef)))
+	if err != nil {
+		r.opa(err, mainFile)
+		return
+	}
+	c.query = query
+}
+
+func (c *constitution) prepared(expr *ast.Expr) (rego.PreparedEvalQuery, error) {
+	return rego.New(
+		rego.ParsedQuery(ast.NewBody(expr)),
 		rego.Compiler(c.compiler),
 		rego.Store(c.base),
 		rego.Transaction(c.txn),
 		rego.Capabilities(capabilities()),
 		rego.StrictBuiltinErrors(true),
 	).PrepareForEval(context.Background())
-	if err != nil {
-		r.opa(err, mainFile)
-		return
-	}
-	c.query = query
 }
 
 func sortedKeys[V any](m map[string]V) []string {

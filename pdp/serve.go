@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"sync"
 
 	"github.com/open-policy-agent/opa/v1/version"
@@ -32,6 +34,7 @@ type server struct {
 
 	mu     sync.RWMutex
 	loaded map[string]*constitution
+	pairs  map[[2]string]*pair // by the digests of both
 }
 
 func newServer(conn net.Conn) *server {
@@ -40,6 +43,7 @@ func newServer(conn net.Conn) *server {
 		out:       &frameWriter{out: conn},
 		authoring: make(chan struct{}, authoringMax),
 		loaded:    map[string]*constitution{},
+		pairs:     map[[2]string]*pair{},
 	}
 	s.schedule = newSchedule(max(2, runtime.NumCPU()), s.decide)
 	return s
@@ -78,7 +82,7 @@ func (s *server) serve() error {
 }
 
 func (s *server) take(question frame) {
-	if question.op == opDecide {
+	if question.op == opDecide || question.op == opCompare {
 		ask, fail := parseAsk(question)
 		if fail == nil {
 			fail = s.schedule.add(ask)
@@ -95,7 +99,7 @@ func (s *server) take(question frame) {
 	go s.author(question)
 }
 
-// author answers everything but decide and stats, a few at a time, beside the evaluators.
+// author answers everything but decide, compare and stats, a few at a time, beside the evaluators.
 func (s *server) author(question frame) {
 	s.authoring <- struct{}{}
 	defer func() { <-s.authoring }()
@@ -119,7 +123,7 @@ func (s *server) author(question frame) {
 	}
 }
 
-// request is the JSON body of every question but decide.
+// request is the JSON body of every question but decide and compare.
 type request struct {
 	Path     string          `json:"path"`
 	Digest   string          `json:"digest"`
@@ -224,6 +228,7 @@ func (s *server) find(digest string) *constitution {
 func (s *server) drop(digest string) {
 	s.mu.Lock()
 	delete(s.loaded, digest)
+	maps.DeleteFunc(s.pairs, func(digests [2]string, _ *pair) bool { return slices.Contains(digests[:], digest) })
 	s.mu.Unlock()
 }
 

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from enhanced_agent_bus.admission.answer import ruling
 from enhanced_agent_bus.admission.supposed import UNDECIDED, Facts, Supposed, left_behind, suppose
@@ -102,6 +102,20 @@ class _Asked:
         self.done: asyncio.Event | None = asyncio.Event()
 
 
+class Question(NamedTuple):
+    """A decision as it is put under a constitution; `key` is equal for questions that have one answer."""
+
+    law: Law
+    decision: Decision
+    document: dict[str, object]
+    key: bytes | None
+
+    @classmethod
+    def of(cls, law: Law, decision: Decision) -> Question:
+        document = decision.document if law.digest == decision.constitution else decision.under(law)
+        return cls(law, decision, document, law.key(decision, document))
+
+
 class Asking:
     """Puts questions to the engine, each distinct one once."""
 
@@ -111,11 +125,22 @@ class Asking:
         self._read: dict[bytes, Ruling | Refusal] = {}
         self.evaluated = 0
 
-    async def ask(self, law: Law, decision: Decision) -> tuple[Supposed, Facts]:
-        """What would be decided under this constitution, and which facts would be added."""
-        document = decision.document if law.digest == decision.constitution else decision.under(law)
-        key = law.key(decision, document)
+    async def ask(self, question: Question, given: Ruling | Refusal | None = None) -> tuple[Supposed, Facts]:
+        """What would be decided, and which facts would be added. With `given` the answer is had already."""
+        return (await self._ask(question, given, None))[0]
+
+    async def ask_first(
+        self, question: Question, then: Question
+    ) -> tuple[tuple[Supposed, Facts], Ruling | Refusal | None]:
+        """The same of a question after which another one is asked, and the answer to that, if it came with it."""
+        return await self._ask(question, None, then)
+
+    async def _ask(
+        self, question: Question, given: Ruling | Refusal | None, then: Question | None
+    ) -> tuple[tuple[Supposed, Facts], Ruling | Refusal | None]:
+        key = question.key
         known = self._known.get(key) if key is not None else None
+        other = None
         if known is None:
             known = _Asked()
             if key is not None:
@@ -123,7 +148,10 @@ class Asking:
                     del self._known[next(iter(self._known))]
                 self._known[key] = known
             try:
-                known.answer = await self._evaluate(law, decision, document)
+                self.evaluated += 1
+                if given is None and then is not None and self._together(question, then):
+                    given, other = await self._compare(question, then)
+                known.answer = given if given is not None else await self._evaluate(question)
             finally:
                 if key is not None and (known.answer is None or _undecided(known.answer)):
                     self._known.pop(key, None)  # whoever asks later asks for itself
@@ -133,14 +161,28 @@ class Asking:
         elif known.answer is None and known.done is not None:
             await known.done.wait()
         assert known.answer is not None
-        would = suppose(document, known.answer)
-        return would, left_behind(document, known.answer, would)
+        would = suppose(question.document, known.answer)
+        return (would, left_behind(question.document, known.answer, would)), other
 
-    async def _evaluate(self, law: Law, decision: Decision, document: dict[str, object]) -> Ruling | Refusal:
-        question = decision.question(document)
-        self.evaluated += 1
+    def _together(self, question: Question, then: Question) -> bool:
+        """Whether both are to be evaluated, and on one input."""
+        known = then.key is not None and (then.key == question.key or then.key in self._known)
+        return not known and question.law.same_input(then.law)
+
+    async def _compare(self, question: Question, then: Question) -> tuple[Ruling | Refusal | None, ...]:
+        """The answers to both, or none: what is not decided in time is asked for one by one."""
+        decision, document = question.decision, question.decision.question(question.document)
+        answers = await self._engine.compare(
+            question.law.digest, then.law.digest, decision.tenant, document, ANSWER_SECONDS
+        )
+        if answers is None or any(answer.code in UNDECIDED for answer in answers):
+            return None, None
+        return tuple(map(self._ruling, answers))
+
+    async def _evaluate(self, question: Question) -> Ruling | Refusal:
+        decision, document = question.decision, question.decision.question(question.document)
         for _ in range(TRIES):
-            answer = await self._engine.decide(law.digest, decision.tenant, question, ANSWER_SECONDS)
+            answer = await self._engine.decide(question.law.digest, decision.tenant, document, ANSWER_SECONDS)
             if answer.code != "policy_unavailable":
                 break
             await asyncio.sleep(AGAIN_SECONDS)
@@ -206,16 +248,17 @@ async def backtest(
 
 
 async def _compare(asking: Asking, laws: Laws, tally: Tally, decision: Decision, new: Law, old: Law | None) -> None:
+    then = Question.of(new, decision)
     if old is not None:
-        before, facts = await asking.ask(old, decision)
+        (before, facts), answer = await asking.ask_first(Question.of(old, decision), then)
     else:
         with laws.in_use(decision.constitution):
             law = await laws.find(decision.constitution)
             if isinstance(law, str):
                 tally.unasked(Unasked(decision.seq, decision.message_id, law))
                 return
-            before, facts = await asking.ask(law, decision)
+            (before, facts), answer = await asking.ask_first(Question.of(law, decision), then)
         if not tally.replayed(decision, before):
             return
-    after, other_facts = await asking.ask(new, decision)
+    after, other_facts = await asking.ask(then, answer)
     tally.compared(decision, before, after, other_facts=facts != other_facts)

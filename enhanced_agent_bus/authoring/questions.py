@@ -108,7 +108,12 @@ class Law:
         self._whole = bool({(), ("message",)} & set(loaded.read_paths))
         self._paths = tuple(path for path in loaded.read_paths if path[:1] != ("constitution",))
         self._own_paths = tuple(path for path in loaded.read_paths if path[:1] == ("constitution",))
+        self._knows_itself = not loaded.cacheable or () in loaded.read_paths or bool(self._own_paths)
         self._seed = bytes.fromhex(loaded.digest) if files is None else deciding(files)
+
+    def same_input(self, other: Law) -> bool:
+        """Whether one input will do for both: neither reads what names the constitution, which is all that differs."""
+        return not self._knows_itself and not other._knows_itself
 
     def key(self, decision: Decision, document: dict[str, Json]) -> bytes | None:
         """Two questions with one key have one answer: the values at the paths that are read, absent and null apart.

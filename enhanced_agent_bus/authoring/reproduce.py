@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from enhanced_agent_bus.admission.supposed import UNDECIDED, Supposed
-from enhanced_agent_bus.authoring.backtest import Asking, Laws
+from enhanced_agent_bus.authoring.backtest import Asking, Laws, Question
 from enhanced_agent_bus.authoring.questions import WHY, Decision
 from enhanced_agent_bus.authoring.tally import Json, Tally
 from enhanced_agent_bus.engines.worker import WorkerEngine
@@ -61,7 +61,7 @@ async def reproduce(decision: Decision, kept: Callable[[str], Path | None]) -> R
         law = await Laws(engine, kept).find(decision.constitution)
         if isinstance(law, str):
             return Reproduced(decision, opa, why=WHY[law])
-        found, _ = await Asking(engine).ask(law, decision)
+        found, _ = await Asking(engine).ask(Question.of(law, decision))
         if found.code in UNDECIDED and decision.code != found.code:
             return Reproduced(decision, opa, why=f"the policy gave no answer just now ({found.code})")
         tally = Tally(law, opa)

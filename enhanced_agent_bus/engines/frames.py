@@ -40,6 +40,7 @@ class Op(IntEnum):
     SIGN = 13
     VERIFY = 14
     MASK = 15
+    COMPARE = 16
 
 
 class GarbageError(ValueError):
@@ -62,14 +63,19 @@ def encode(frame_id: int, op: int, body: bytes) -> bytes:
     return _HEADER.pack(length, frame_id, op) + body
 
 
-def decide_head(frame_id: int, digest: bytes, tenant: bytes, document_bytes: int, timeout_us: int) -> bytes:
-    """What stands before the document in a decide frame. Raises ValueError when the frame would be too large."""
+def decide_head(
+    frame_id: int, digest: bytes, tenant: bytes, document_bytes: int, timeout_us: int, op: int = Op.DECIDE
+) -> bytes:
+    """What stands before the document in a decide frame. Raises ValueError when the frame would be too large.
+
+    In a compare frame the document is the candidate's digest, and the input behind it.
+    """
     length = _DECIDE_FIXED_BYTES + len(tenant) + document_bytes
     if len(tenant) > TENANT_BYTES_MAX:
         raise ValueError(f"a tenant of {len(tenant)} bytes is longer than {TENANT_BYTES_MAX}")
     if length > FRAME_BYTES_MAX:
         raise ValueError(f"a frame of {length} bytes is larger than {FRAME_BYTES_MAX}")
-    return _DECIDE.pack(length, frame_id, Op.DECIDE, digest, timeout_us, len(tenant)) + tenant
+    return _DECIDE.pack(length, frame_id, op, digest, timeout_us, len(tenant)) + tenant
 
 
 class FrameReader:

@@ -110,11 +110,12 @@ def _document(body: bytes) -> dict[str, Any]:
 class _Question:
     """A decision that someone waits for."""
 
-    __slots__ = ("again", "deadline", "digest", "document", "future", "id", "link", "overdue", "tenant")
+    __slots__ = ("again", "deadline", "digest", "document", "future", "id", "link", "op", "overdue", "tenant")
 
     def __init__(
-        self, digest: bytes, tenant: bytes, document: bytes, deadline: float, future: asyncio.Future[Answer]
+        self, op: Op, digest: bytes, tenant: bytes, document: bytes, deadline: float, future: asyncio.Future[Answer]
     ) -> None:
+        self.op = op
         self.digest = digest
         self.tenant = tenant
         self.document = document
@@ -198,7 +199,7 @@ class _Link(asyncio.Protocol):
         timeout_us = min(max(int(timeout_seconds * 1_000_000), 0), TIMEOUT_US_MAX)
         question.link = self
         question.id = question_id = next(self._ids)
-        head = decide_head(question_id, question.digest, question.tenant, len(document), timeout_us)
+        head = decide_head(question_id, question.digest, question.tenant, len(document), timeout_us, question.op)
         if self.questions or self._out or self._transport is None:
             self._write(head, document)
         else:
@@ -437,11 +438,32 @@ class WorkerEngine:
         """Answers within the timeout, whatever happens to the workers."""
         if self._closed or os.getpid() != self._pid:
             return Answer("policy_unavailable", detail="the policy engine is closed")
+        return await self._put(Op.DECIDE, digest, tenant, document, timeout_seconds)
+
+    async def compare(
+        self, digest: str, candidate: str, tenant: str, document: bytes, timeout_seconds: float
+    ) -> tuple[Answer, Answer] | None:
+        """What `decide` answers under either constitution, in less time where they differ in a rule or two.
+
+        None, where there are not both answers, in time or at all: then each is to be asked for by itself.
+        """
+        if self._closed or os.getpid() != self._pid:
+            return None
+        both = await self._put(Op.COMPARE, digest, tenant, candidate.encode() + document, timeout_seconds)
+        if both.code is not None:
+            return None
+        try:
+            first, *other = map(_answer, FrameReader().feed(both.body))
+        except ValueError:  # GarbageError, or JSON that is none
+            return None
+        return first, other[0] if other else first  # one answer: both have the same
+
+    def _put(self, op: Op, digest: str, tenant: str, document: bytes, timeout_seconds: float) -> asyncio.Future[Answer]:
         loop = self._loop
         deadline = loop.time() + timeout_seconds
         future: asyncio.Future[Answer] = loop.create_future()
         question = _Question(
-            digest.encode("utf-8", "replace"), tenant.encode("utf-8", "replace"), document, deadline, future
+            op, digest.encode("utf-8", "replace"), tenant.encode("utf-8", "replace"), document, deadline, future
         )
         self._place(question, timeout_seconds)
         if not future.done():
@@ -454,7 +476,7 @@ class WorkerEngine:
                 if timer is not None:
                     timer.cancel()
                 self._timer = loop.call_at(deadline, self._on_timer)
-        return await future
+        return future
 
     def _place(self, question: _Question, timeout_seconds: float) -> None:
         link = self._choose()

@@ -15,7 +15,10 @@ from typing import Any
 import pytest
 
 from enhanced_agent_bus import AgentBus, Message, Pass, Refusal, Retry, open_bus
+from enhanced_agent_bus.authoring import backtest as asking
 from enhanced_agent_bus.cli.app import run_command
+from enhanced_agent_bus.cli.recorded import Log, kept_constitution
+from enhanced_agent_bus.engines.worker import WorkerEngine
 from tests.developer import PATIENT, log, until
 from tests.support import constitution_digest, write_constitution
 
@@ -137,6 +140,41 @@ def test_what_would_be_decided_otherwise_is_counted_with_examples(folder: Path, 
     found = backtest(capsys, "--candidate", str(constitution(folder / "new", limit=39)))
     assert counts(found["flips"], "from", "to") == {("allow", "refuse"): 2, ("hold", "refuse"): 2}
     assert counts(found["by_rule"], "rule") == {("cap",): 2}
+
+
+class OneByOne(WorkerEngine):
+    """Asks under each constitution by itself, as when a worker is lost."""
+
+    async def compare(self, *_: object) -> None:
+        """Never both at once."""
+
+
+def test_both_constitutions_at_once_say_what_each_says_alone(folder: Path) -> None:
+    """Whether a decision is asked under both at once or under one after the other: the same counts and examples."""
+
+    async def tally(kind: type[WorkerEngine], candidate: Path) -> dict[str, Any]:
+        engine = await kind.start(workers=1)
+        try:
+            found = await asking.backtest(
+                engine, Log(folder / "home"), lambda digest: kept_constitution(folder / "home", digest), candidate
+            )
+        finally:
+            await engine.close()
+        return found.document()
+
+    candidates = (
+        constitution(folder / "words", revision="5"),
+        constitution(folder / "limit", limit=39),
+        constitution(folder / "both", limit=300, above=30),
+        constitution(folder / "rule", rules={"seldom": "admit if input.message.payload.amount != 3"}),
+        constitution(folder / "error", rules={"seldom": 'admit if to_number(input.message.headers["trace"]) > 0'}),
+        constitution(folder / "facts", rules={"payees": 'admit if input.sender.id == "desk"'}),
+        constitution(folder / "more", rules={"more": "admit if input.constitution.revision == 2"}),
+    )
+    for candidate in candidates:
+        together, alone = (asyncio.run(tally(kind, candidate)) for kind in (WorkerEngine, OneByOne))
+        assert together == alone, candidate
+        assert together["conclusive"]
 
 
 def test_the_other_reasons_of_the_same_verdict_are_counted(folder: Path, capsys: Captured) -> None:
