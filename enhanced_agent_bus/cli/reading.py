@@ -20,12 +20,12 @@ from enhanced_agent_bus.audit.query import BadQuery, time_of
 from enhanced_agent_bus.cli.faults import CliError, unknown_id
 from enhanced_agent_bus.cli.session import Json
 from enhanced_agent_bus.errors import ConfigInvalid, StoreCorrupt
-from enhanced_agent_bus.ledger import rows, sql
-from enhanced_agent_bus.ports import AgentRow
+from enhanced_agent_bus.ledger import sql
 
 if TYPE_CHECKING:
     from enhanced_agent_bus.authoring.documents import Surroundings
     from enhanced_agent_bus.outcome import WitnessInfo
+    from enhanced_agent_bus.ports import AgentRow
 
 PAGE_ROWS: Final = 1000
 SHOW_REMEDY: Final = "`eab audit search` finds ids; a message, a decision or a seq can be named"
@@ -130,6 +130,8 @@ def _names(home: Path) -> dict[str, Json]:
 
 
 def _agents(connection: sqlite3.Connection) -> list[AgentRow]:
+    from enhanced_agent_bus.ledger import rows
+
     return [rows.stored_agent(text) for (text,) in connection.execute(sql.AGENTS)]
 
 
