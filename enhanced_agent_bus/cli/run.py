@@ -50,9 +50,9 @@ def run(
         raise CliError(f"--fail-on knows {' and '.join(FAIL_ON)}", remedy="say it twice for both")
     fixed = None if at is None else read_time(at)
     plan = Plan(session.home, App(app), source=input, at=fixed, constitution=constitution)
-    with telemetry():
+    with telemetry():  # what is said comes before what is left to send to a collector
         result = asyncio.run(carry_out(plan, quiet=session.json))
-    show(session, result)
+        show(session, result)
     if result.failure is not None:
         raise result.failure[1]
     return exit_status(result, wanted)
