@@ -15,6 +15,7 @@ from typing import Any, Final
 from enhanced_agent_bus.cli.audit_timeline import timeline_of
 from enhanced_agent_bus.cli.reading import BY_SEQ, database, one
 from enhanced_agent_bus.cli.reading_log import records_named
+from enhanced_agent_bus.cli.reading_messages import held_view
 from enhanced_agent_bus.console.constitutions import Kept, Line, Rule, kept, source
 from enhanced_agent_bus.console.verifying import Verification
 
@@ -45,6 +46,7 @@ class Explained:
     constitution: Kept | None
     spoke: list[Spoke]
     approvals: list[Mapping[str, Any]]
+    waits_for: Mapping[str, Any] | None  # what a held message waits for
     seq: int
     leaf: str
 
@@ -68,6 +70,7 @@ def explained(home: Path, message_id: str, *, content: bool) -> Explained | None
         constitution=constitution,
         spoke=[] if decision is None else list(_spoke(decision, constitution)),
         approvals=[step for step in steps if step["what"] == "approval"],
+        waits_for=held_view(home, message_id) if document["state"] == "held" else None,
         seq=seq,
         leaf=leaf_of(home, seq),
     )

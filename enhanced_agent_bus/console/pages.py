@@ -26,7 +26,7 @@ from enhanced_agent_bus.audit.query import BadQuery, Query, Term, parse
 from enhanced_agent_bus.cli.audit_witness import witness_line
 from enhanced_agent_bus.cli.reading_log import SEQ_DIGITS_MAX, records_named
 from enhanced_agent_bus.cli.reading_messages import dead_letters_from
-from enhanced_agent_bus.cli.render import safe
+from enhanced_agent_bus.cli.render import quoted, safe
 from enhanced_agent_bus.cli.session import Session, change
 from enhanced_agent_bus.console import words
 from enhanced_agent_bus.console.access import Recorder
@@ -132,7 +132,7 @@ class Pages:
         )
         self._templates.filters.update(moment=_moment, after=_after, count=_count)
         self._templates.globals.update(url=url, phrase=phrase, between=between, sign_of=sign_of, words=words)
-        self._templates.globals.update(witness_line=witness_line, command=parts.session.command)
+        self._templates.globals.update(witness_line=witness_line, quoted=quoted, command=parts.session.command)
 
     # --- how a page is made ----------------------------------------------------------------------------------------
 

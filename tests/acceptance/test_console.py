@@ -362,6 +362,7 @@ def test_it_says_which_line_of_which_rule_refused_or_held(reader: tuple[Path, Co
     held = text_of(console.get(f"/message?id={ids.held}").text)
     assert "held by rule big" in held
     assert "too_big" in held
+    assert "waits for 1 approval of agents with the role boss" in held
     broken = text_of(console.get(f"/message?id={ids.broken}").text)
     assert "It is now dead-lettered" in broken
     assert broken.count("! failed") + broken.count("dead-lettered attempts_exhausted") == 2
