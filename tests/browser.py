@@ -51,7 +51,13 @@ class Page:
             self.ask(f"{domain}.enable")
 
     def ask(self, method: str, **params: Any) -> dict[str, Any]:
-        """What the browser answers to one command."""
+        """What the browser answers to one command; it has to be able to."""
+        told = self._ask(method, params)
+        assert "error" not in told, told
+        result: dict[str, Any] = told["result"]
+        return result
+
+    def _ask(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
         self._number += 1
         request: dict[str, Any] = {"id": self._number, "method": method, "params": params}
         if self._session is not None:
@@ -60,9 +66,7 @@ class Page:
         while True:
             told = self._next()
             if told.get("id") == self._number:
-                assert "error" not in told, told
-                result: dict[str, Any] = told["result"]
-                return result
+                return told
             self.events.append(told)
 
     def _next(self) -> dict[str, Any]:
@@ -86,9 +90,10 @@ class Page:
         return answer["result"].get("value")
 
     def until(self, expression: str) -> None:
-        """Waits until it is true on the page."""
+        """Waits until it is true on the page, or on the one that comes after it."""
         end = time.monotonic() + ANSWER_SECONDS_MAX
-        while not self.value(f"Boolean({expression})"):
+        question = {"expression": f"Boolean({expression})", "returnByValue": True}
+        while self._ask("Runtime.evaluate", question).get("result", {}).get("result", {}).get("value") is not True:
             assert time.monotonic() < end, f"never so: {expression}\n{self.value('document.body.innerText')}"
             time.sleep(LOOK_SECONDS)
 

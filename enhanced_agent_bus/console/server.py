@@ -155,6 +155,7 @@ def listening(port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         bound.bind((HOST, port))
+        bound.listen()  # who comes before it is served waits, and is not turned away
     except OSError as error:
         bound.close()
         why = error.strerror or "it cannot be had"

@@ -179,6 +179,14 @@ def reader(lived: tuple[Path, Ids], tmp_path_factory: pytest.TempPathFactory) ->
         yield home, console
 
 
+@pytest.fixture
+def stranger(reader: tuple[Path, Console]) -> Iterator[tuple[Path, Console]]:
+    """Another browser at that console, which has not been let in."""
+    home, console = reader
+    with Console(console.tokens, console.port) as other:
+        yield home, other
+
+
 def views(home: Path) -> list[str]:
     """What the log says was shown."""
     return [record["what"] for record in log(home, "access", command="console")]
@@ -187,56 +195,57 @@ def views(home: Path) -> list[str]:
 # --- who is let in ---------------------------------------------------------------------------------------------------
 
 
-def test_only_who_has_the_token_is_let_in(home: Path) -> None:
+def test_only_who_has_the_token_is_let_in(stranger: tuple[Path, Console]) -> None:
     """Without it, or with another, nothing is shown and nothing recorded; with it in the address it becomes a cookie.
 
     The cookie is out of reach of scripts and of other sites, and the address that is left does not have the token.
     """
-    with serving(home) as console:
-        for path in (*PAGES, "/news", "/nowhere", "/source?digest=x&file=y"):
-            for headers in ({}, {"Authorization": "Bearer no"}, {"Cookie": f"eab-console-{console.port}=no"}):
-                answer = console.get(path, headers=headers)
-                assert answer.status_code == 401
-                assert "desk" not in answer.text
-        assert console.get("/?token=no").status_code == 401
-        assert views(home) == []
-        into = console.get("/agent", params={"token": console.tokens.read, "id": "desk"}, follow_redirects=False)
-        assert (into.status_code, into.headers["location"]) == (303, "/agent?id=desk")
-        assert "HttpOnly" in into.headers["set-cookie"]
-        assert "SameSite=strict" in into.headers["set-cookie"]
-        assert console.get("/agent?id=desk").status_code == 200
-        console.cookies.clear()
-        assert console.get("/agents", headers={"Authorization": f"Bearer {console.tokens.read}"}).status_code == 200
+    home, console = stranger
+    before = views(home)
+    for path in (*PAGES, "/news", "/nowhere", "/source?digest=x&file=y"):
+        for headers in ({}, {"Authorization": "Bearer no"}, {"Cookie": f"eab-console-{console.port}=no"}):
+            answer = console.get(path, headers=headers)
+            assert answer.status_code == 401
+            assert "desk" not in answer.text
+    assert console.get("/?token=no").status_code == 401
+    assert views(home) == before
+    into = console.get("/agent", params={"token": console.tokens.read, "id": "desk"}, follow_redirects=False)
+    assert (into.status_code, into.headers["location"]) == (303, "/agent?id=desk")
+    assert "HttpOnly" in into.headers["set-cookie"]
+    assert "SameSite=strict" in into.headers["set-cookie"]
+    assert console.get("/agent?id=desk").status_code == 200
+    console.cookies.clear()
+    assert console.get("/agents", headers={"Authorization": f"Bearer {console.tokens.read}"}).status_code == 200
 
 
-def test_a_name_that_somebody_else_points_here_is_not_ours(home: Path) -> None:
+def test_a_name_that_somebody_else_points_here_is_not_ours(stranger: tuple[Path, Console]) -> None:
     """The Host header has to be this machine's, with the token too; so no other site can be made to look like ours."""
-    with serving(home) as console:
-        console.enter()
-        for host in ("evil.example", f"evil.example:{console.port}", "127.0.0.1", f"127.0.0.1:{console.port + 1}", ""):
-            assert console.get("/agents", headers={"Host": host}).status_code == 421
-        assert console.get("/agents", headers={"Host": f"localhost:{console.port}"}).status_code == 200
-        assert console.request("OPTIONS", "/agents").status_code == 405
+    _, console = stranger
+    console.enter()
+    for host in ("evil.example", f"evil.example:{console.port}", "127.0.0.1", f"127.0.0.1:{console.port + 1}", ""):
+        assert console.get("/agents", headers={"Host": host}).status_code == 421
+    assert console.get("/agents", headers={"Host": f"localhost:{console.port}"}).status_code == 200
+    assert console.request("OPTIONS", "/agents").status_code == 405
 
 
-def test_every_answer_says_that_nothing_else_may_be_loaded_or_run(home: Path) -> None:
+def test_every_answer_says_that_nothing_else_may_be_loaded_or_run(stranger: tuple[Path, Console]) -> None:
     """Pages, files, refusals and errors: no outside assets, no frames, no inline scripts, no other origin."""
-    with serving(home) as console:
-        refused = console.get("/")
-        console.enter()
-        answers = [
-            refused,
-            *(console.get(path) for path in (*PAGES, "/static/console.js", "/nowhere", "/message?id=no")),
-        ]
-        for answer in answers:
-            assert dict(HEADERS).items() <= {
-                name.title(): value for name, value in answer.headers.items()
-            }.items() or all(answer.headers[name] == value for name, value in HEADERS.items())
-            assert not [name for name in answer.headers if name.startswith("access-control-")]
-            assert not re.search(
-                r"<script(?! src=\"/static/)|<[^>]+ on[a-z]+=|<[^>]+ style=|<style|javascript:", answer.text
-            )
-            assert not re.search(r"(?:src|href|action)=\"(?:https?:)?//", answer.text)
+    _, console = stranger
+    refused = console.get("/")
+    console.enter()
+    answers = [
+        refused,
+        *(console.get(path) for path in (*PAGES, "/static/console.js", "/nowhere", "/message?id=no")),
+    ]
+    for answer in answers:
+        assert dict(HEADERS).items() <= {name.title(): value for name, value in answer.headers.items()}.items() or all(
+            answer.headers[name] == value for name, value in HEADERS.items()
+        )
+        assert not [name for name in answer.headers if name.startswith("access-control-")]
+        assert not re.search(
+            r"<script(?! src=\"/static/)|<[^>]+ on[a-z]+=|<[^>]+ style=|<style|javascript:", answer.text
+        )
+        assert not re.search(r"(?:src|href|action)=\"(?:https?:)?//", answer.text)
 
 
 # --- what is recorded ------------------------------------------------------------------------------------------------
@@ -368,12 +377,12 @@ def test_it_says_which_line_of_which_rule_refused_or_held(reader: tuple[Path, Co
     assert broken.count("! failed") + broken.count("dead-lettered attempts_exhausted") == 2
 
 
-def test_the_payload_is_shown_only_where_it_was_offered_and_recorded(home: Path, ids: Ids) -> None:
+def test_the_payload_is_shown_only_where_it_was_offered_and_recorded(
+    reader: tuple[Path, Console], home: Path, ids: Ids
+) -> None:
     """Without --payload no address shows it; with it, on demand, and each showing is a record of its own."""
-    with serving(home) as console:
-        console.enter()
-        for path in ("/?q=", "/agent?id=booker", f"/message?id={ids.asked}", f"/message?id={ids.asked}&payload=1"):
-            assert SECRET not in console.get(path).text
+    for path in ("/?q=", "/agent?id=booker", f"/message?id={ids.asked}", f"/message?id={ids.asked}&payload=1"):
+        assert SECRET not in reader[1].get(path).text
     with serving(home, payload=True) as console:
         page = console.enter().get(f"/message?id={ids.asked}").text
         assert SECRET not in page

@@ -48,10 +48,12 @@ def test_it_prints_where_it_is_and_ends_cleanly(ended_by: signal.Signals, home: 
         said = json.loads(process.stdout.readline())
         assert said["url"].startswith("http://127.0.0.1:")
         assert said["replay_url"] != said["url"]
-        for url in (said["url"], said["replay_url"]):
-            with httpx.Client(trust_env=False, follow_redirects=True, timeout=60) as client:
-                assert "Log" in client.get(url).text
-        process.send_signal(ended_by)
+        try:
+            for url in (said["url"], said["replay_url"]):
+                with httpx.Client(trust_env=False, follow_redirects=True, timeout=60) as client:
+                    assert "Log" in client.get(url).text
+        finally:
+            process.send_signal(ended_by)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "", "")
     assert [record["what"] for record in log(home, "access")] == ["log kind:decision"] * 2
@@ -72,7 +74,6 @@ def test_for_people_it_says_what_to_open(
 def test_a_taken_port_is_one_sentence_and_exit_2(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It names the port and the way out."""
     with listening(0) as taken:
-        taken.listen()
         port = taken.getsockname()[1]
         assert run_command(["console", "--port", str(port)]) == 2
     err = capsys.readouterr().err
