@@ -1,7 +1,7 @@
 """What the documentation says is true: its blocks run, print what they say they print, and its links lead somewhere.
 
 Each page is one reader: its blocks run in order, in a folder of their own, with nothing in the environment but the
-installed command.
+command (forked, see `zygote`: hundreds are typed here; `test_install` types the installed one).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import copytree
+from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
 
 import pytest
@@ -23,6 +24,7 @@ from enhanced_agent_bus.settings import load_settings
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 BIN: Final = Path(sys.executable).parent
+ZYGOTE: Final = ROOT / "tests" / "zygote.py"
 BLOCK_SECONDS_MAX: Final = 120
 OURS: Final = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "policies/CONSTITUTION.md")
 PAGES: Final = sorted(
@@ -72,9 +74,26 @@ def with_blocks(*languages: str) -> list[str]:
     return [page for page in PAGES if any(block.language in languages for block in blocks_of(page))]
 
 
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the command, for the path of whoever types it."""
+    folder = tmp_path_factory.mktemp("bin")
+    with TemporaryDirectory(prefix="eab-") as place:
+        socket = Path(place) / "zygote"
+        start = [sys.executable, str(ZYGOTE), "serve", str(socket)]
+        with subprocess.Popen(start, stdout=subprocess.PIPE, text=True, start_new_session=True) as serving:
+            assert serving.stdout is not None
+            assert serving.stdout.readline() == "ready\n"
+            eab = folder / "eab"
+            eab.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S {ZYGOTE} {socket} "$@"\n')
+            eab.chmod(0o755)
+            yield folder
+            serving.kill()
+
+
 @pytest.mark.timeout(5 * BLOCK_SECONDS_MAX)
 @pytest.mark.parametrize("page", with_blocks("bash", "python"))
-def test_a_page_can_be_followed(page: str, tmp_path: Path) -> None:
+def test_a_page_can_be_followed(page: str, tmp_path: Path, command: Path) -> None:
     """Whoever types what a page shows, from top to bottom, gets what it says."""
     folder = tmp_path / "here"
     folder.mkdir()
@@ -85,12 +104,12 @@ def test_a_page_can_be_followed(page: str, tmp_path: Path) -> None:
     printed = ""
     for block in blocks_of(page):
         if block.language in ("bash", "python"):
-            printed = typed(page, block, folder)
+            printed = typed(page, block, folder, command)
         elif block.before == SHOWS_OUTPUT:
             assert block.text == printed, f"{page}:{block.line} shows something else than what is printed"
 
 
-def typed(page: str, block: Block, folder: Path) -> str:
+def typed(page: str, block: Block, folder: Path, command: Path) -> str:
     """What a block prints on standard output; any failure fails the test. Targets of make are only looked up."""
     text = block.text
     if block.language == "bash":
@@ -102,7 +121,7 @@ def typed(page: str, block: Block, folder: Path) -> str:
         [*program, text],
         cwd=folder,
         env={
-            "PATH": f"{BIN}:/usr/bin:/bin",
+            "PATH": f"{command}:{BIN}:/usr/bin:/bin",
             "HOME": str(folder.parent),
             "LANG": "C.UTF-8",
             "TMPDIR": str(folder.parent),
