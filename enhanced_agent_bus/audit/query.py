@@ -52,6 +52,7 @@ FIELDS: Final = frozenset(
         *("refusals", "errors", "seen", "compared", "dropped", "same", "flips"),
         *("act", "approver", "rules", "scope", "owner", "key", "value", "command", "what", "basis", "by"),
         *("size", "root", "note", "mono_us", "boot", "security_state", "delivered", "kept", "dead_lettered"),
+        *("counts", "messages", "vkey", "origin", "signed", "aside", "witness"),
     )
 )
 DAY: Final = "day"  # of `at`

@@ -20,9 +20,11 @@ FOLLOW_SECONDS = 0.5
 NAMES_SHOWN_MAX: Final = 20
 #: What is shown of the kinds that have no line of their own.
 SHORT_FIELDS = (
-    *("event", "agent", "tenant", "digest", "revision", "reason"),
-    *("scope", "owner", "key", "command", "what", "size"),
+    *("event", "act", "approver", "message_id", "rules", "agent", "tenant", "digest", "revision"),
+    *("scope", "owner", "key", "value", "command", "what", "basis", "counts", "by", "reason", "why"),
+    *("origin", "witness", "size", "vkey"),
 )
+_NOTHING: Final[tuple[Any, ...]] = (None, "", [], {})
 #: Words that begin with a minus and are no options: `-verdict:allow`, `-"two words"`, a whole query.
 _NEGATED: Final = re.compile(r'-[A-Za-z_][A-Za-z0-9_.]*:.*|-".*|-.*\s.*', re.DOTALL)
 
@@ -272,7 +274,13 @@ def in_short(record: Mapping[str, Json]) -> str:
         return f"{record['state']}{code}: {record['message_id']}, attempt {record['attempt']}"
     if kind in ("opened", "closed"):
         return f"security state: {', '.join(record['security_state'])}"
-    return ", ".join(f"{name} {record[name]}" for name in SHORT_FIELDS if record.get(name) not in (None, "", []))
+    return ", ".join(f"{name} {_in_words(record[name])}" for name in SHORT_FIELDS if record.get(name) not in _NOTHING)
+
+
+def _in_words(value: Json) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name} {_in_words(inside)}" for name, inside in value.items())
+    return " and ".join(map(_in_words, value)) if isinstance(value, list) else str(value)
 
 
 def _show_whole(record: Mapping[str, Json]) -> None:

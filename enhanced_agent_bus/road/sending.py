@@ -417,23 +417,15 @@ class Sending:
         if isinstance(shaped, Refusal):
             return await self.turn_away(message_id, sender, NOBODY, topic, draft, shaped)
         before = stored.envelope
-        unsent = stored.state == "discarded" and stored.code == "audit_unavailable"
-        erased = before.salt == b"" or message_id in self._desk.erasing  # its content can be compared no more
-        same = (
-            (to is None or before.recipient == to)
-            and before.topic == topic
-            and before.type == shaped.type
-            and before.priority == shaped.priority
-            and shaped.conversation in (None, before.conversation)
-            and (not unsent if erased else _same_content(before, shaped))
-        )
+        if before.salt == b"" or message_id in self._desk.erasing:
+            same, why = False, f"the content of {message_id} was erased, so that what is sent now cannot be compared"
+        else:
+            same, why = _same(before, shaped, to, topic), f"{message_id} was sent before with other content"
         if not same:
-            refusal = Refusal(
-                "replayed", f"{message_id} was sent before with other content", "give the new message an id of its own"
-            )
+            refusal = Refusal("replayed", why, "give the new message an id of its own")
             party = self._desk.registry.party(before.recipient) or NOBODY
             return await self.turn_away(message_id, sender, party, topic, draft, refusal, shaped)
-        if unsent:
+        if stored.state == "discarded" and stored.code == "audit_unavailable":
             # Its sender was told that nothing was accepted, and that sending again is safe.
             receipt = await self._rescue.replay(stored)
             return receipt, self._desk.live.get(message_id)
@@ -444,9 +436,17 @@ class Sending:
         return receipt, self._desk.live.get(message_id)
 
 
-def _same_content(before: Envelope, shaped: Shaped) -> bool:
+def _same(before: Envelope, shaped: Shaped, to: str | None, topic: str | None) -> bool:
     headers = commitment(before.salt, shaped.headers_bytes) if shaped.headers else None
-    return before.commitment == commitment(before.salt, shaped.body) and before.headers_commitment == headers
+    return (
+        (to is None or before.recipient == to)
+        and before.topic == topic
+        and before.type == shaped.type
+        and before.priority == shaped.priority
+        and shaped.conversation in (None, before.conversation)
+        and before.commitment == commitment(before.salt, shaped.body)
+        and before.headers_commitment == headers
+    )
 
 
 def own_id(sender: str, given: object) -> str | None:
