@@ -119,6 +119,12 @@ class AuditUnavailable(BusError):
     default_code = "audit_unavailable"
 
 
+class TransportAway(BusError):
+    """The transport between nodes did not answer, or not in time. What was given to it may have arrived or not."""
+
+    default_code = "transport_away"
+
+
 class BusClosed(BusError):
     """The bus takes no more messages."""
 

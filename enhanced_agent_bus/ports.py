@@ -6,7 +6,7 @@ in `tests/contract/`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -498,3 +498,122 @@ class Ledger(Protocol):
     async def close(self) -> None:
         """Writes what is queued, a last checkpoint, and releases the home."""
         ...
+
+
+# --- between nodes -------------------------------------------------------------------------------------------------
+
+
+class Letter(NamedTuple):
+    """What one node gives to another. Two letters of one id into one box are one letter, as long as the window is."""
+
+    box: str  # who it is for: "agent.<id>" or "node.<name>"; several nodes may serve one box
+    id: str
+    body: bytes
+
+
+class Handed(Protocol):
+    """A letter in this node's hands until it is settled. One that never is comes again, here or on another node."""
+
+    @property
+    def letter(self) -> Letter: ...
+
+    @property
+    def times(self) -> int:
+        """How often it has been handed out, from 1; more where that is not known for certain."""
+        ...
+
+    @property
+    def taken_us(self) -> int:
+        """When the transport took it, in microseconds since 1970 by the transport's own clock."""
+        ...
+
+    async def done(self) -> None:
+        """It is dealt with, and never comes again. Raises: TransportAway; then it may come again."""
+        ...
+
+    async def again(self, seconds: float = 0.0) -> None:
+        """It is to come again after a pause, here or elsewhere. Raises: TransportAway; then it comes by itself."""
+        ...
+
+    def working(self) -> None:
+        """Somebody is still at it: it does not come again for a while. Returns at once."""
+        ...
+
+
+class Item(NamedTuple):
+    """One key of a bucket. A revision is given once in a bucket, and later ones are higher."""
+
+    key: str
+    value: bytes | None  # None: it was removed
+    revision: int
+
+
+class Conflict(Exception):
+    """A key does not have the revision that its new value was made from."""
+
+
+class Bucket(Protocol):
+    """Keys and values that all nodes of a bus share, each changed by one node at a time.
+
+    Keys match [A-Za-z0-9._=/-]{1,200} and do not begin or end with a dot. Raises: TransportAway.
+    """
+
+    async def get(self, key: str) -> Item | None:
+        """As it is now on the server; None where there is no such key, or it was removed."""
+        ...
+
+    async def put(self, key: str, value: bytes) -> int:
+        """Sets it whatever it was; returns the new revision, durable."""
+        ...
+
+    async def swap(self, key: str, value: bytes | None, revision: int) -> int:
+        """Sets or removes it if it still has this revision (0: if there is no such key). Raises: Conflict."""
+        ...
+
+    async def watch(self, told: Callable[[Item], None]) -> Callable[[], None]:
+        """Tells of all keys that there are before it returns, then of each change, in the order of revisions.
+
+        After a time without connection whatever changed meanwhile is told, the newest of each key at least. What it
+        returns ends it.
+        """
+        ...
+
+
+class Transport(Protocol):
+    """Carries letters between the nodes of a bus, at least once each, and has what they share.
+
+    It decides nothing: a letter may come twice, late, or from somebody who is no node.
+    """
+
+    @property
+    def url(self) -> str:
+        """Where it is, without anything secret."""
+        ...
+
+    @property
+    def weakenings(self) -> Sequence[str]: ...
+
+    @property
+    def connected(self) -> bool: ...
+
+    async def post(self, letter: Letter) -> None:
+        """Takes a letter, durable when it returns. Raises: TransportAway; then it may have been taken or not."""
+        ...
+
+    async def serve(self, box: str, take: Callable[[Handed], None], *, at_once: int) -> Callable[[], Awaitable[None]]:
+        """Hands out the letters of a box, oldest first, at most so many that are not settled; while away, none.
+
+        Of several that serve one box each letter goes to one. What it returns ends it: what is not settled then
+        comes again, to others at once as far as the transport can.
+        """
+        ...
+
+    async def bucket(self, name: str) -> Bucket:
+        """Makes it where there is none; the name matches [a-z][a-z_]{0,30}. Raises: TransportAway."""
+        ...
+
+    def on_change(self, told: Callable[[bool], None]) -> None:
+        """Calls it on the loop whenever the connection is lost (False) or there again (True)."""
+        ...
+
+    async def close(self) -> None: ...
