@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from enhanced_agent_bus import AgentBus, ConstitutionRejected, Drained, open_bus
+from enhanced_agent_bus import AgentBus, BusClosed, ConstitutionRejected, Drained, open_bus
 from enhanced_agent_bus.authoring.workbench import workbench
 from enhanced_agent_bus.cli.faults import CliError
 from enhanced_agent_bus.cli.feed import Feed, Tally
@@ -160,6 +160,7 @@ async def _send_lines(bus: AgentBus, reader: LineReader, stop: asyncio.Event, re
             await feed.count_rest()
             work.cancel()
         await asyncio.gather(work, waiting, return_exceptions=True)
-        if not work.cancelled() and (error := work.exception()) is not None:
+        error = None if work.cancelled() else work.exception()
+        if error is not None and not (stop.is_set() and isinstance(error, BusClosed)):  # closed because it was stopped
             raise error
     result.failure = feed.failure

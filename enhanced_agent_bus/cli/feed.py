@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from enhanced_agent_bus.cli.lines import BadLine, Line, LineReader, parse_line
-from enhanced_agent_bus.errors import BusError
+from enhanced_agent_bus.errors import BusClosed, BusError
 
 if TYPE_CHECKING:
     from enhanced_agent_bus import Agent, AgentBus
@@ -118,6 +118,7 @@ class Feed:
         self._queues: dict[str, asyncio.Queue[Line | None]] = {}
         self._agents: dict[str, Agent] = {}
         self._waiting: dict[asyncio.Task[None], Receipt] = {}
+        self._kept: list[str] = []  # what had not ended when the bus closed
         self._stopped = False
         self.failure: tuple[int, BusError] | None = None  # the line that could not be decided or recorded
 
@@ -151,11 +152,13 @@ class Feed:
         for _ in range(2):  # an outcome wakes its waiter in a later turn of the loop
             await asyncio.sleep(0)
         left = {receipt.message_id: task for task, receipt in self._waiting.items() if not task.done()}
-        states = {entry.message_id: entry.state for entry in self._bus.queue()} if left else {}
-        for message_id, task in left.items():
+        for task in left.values():
             task.cancel()
-            self._tally.wait(message_id, states.get(message_id, "queued"))
         await asyncio.gather(*left.values(), return_exceptions=True)
+        waits = [*self._kept, *left]
+        states = {entry.message_id: entry.state for entry in self._bus.queue()} if waits else {}
+        for message_id in waits:
+            self._tally.wait(message_id, states.get(message_id, "queued"))
 
     def stop(self) -> None:
         """What has been read and not sent stays unsent."""
@@ -238,5 +241,8 @@ class Feed:
             task.add_done_callback(self._waiting.pop)
 
     async def _await_end(self, receipt: Receipt) -> None:
-        self._tally.end(receipt.message_id, await receipt.outcome())
+        try:
+            self._tally.end(receipt.message_id, await receipt.outcome())
+        except BusClosed:
+            self._kept.append(receipt.message_id)
         self._on_change()

@@ -15,6 +15,7 @@ import pytest
 
 from enhanced_agent_bus import faultpoints
 from enhanced_agent_bus.cli.app import run_command
+from tests.developer import log
 from tests.support import write_constitution
 
 APP = """
@@ -272,6 +273,22 @@ def test_a_run_that_is_interrupted_drains_and_loses_nothing(place: Path) -> None
     for pipe in (process.stdin, process.stdout, process.stderr):
         assert pipe is not None
         pipe.close()
+
+
+def test_an_interrupt_after_the_last_line_keeps_what_has_not_ended(place: Path) -> None:
+    """What the drain had no time for is counted by its state; the exit status is the signal's, and no traceback."""
+    path = write_lines(place, *(work(n, slow=30 * (n > 0)) for n in range(20)))
+    home = place / ".eab"
+    home.mkdir()
+    (home / "eab.toml").write_text("[delivery]\ndrain_seconds = 0.1\n")
+    process = eab("--json", "run", "desk.py:build", "--input", str(path), cwd=place)
+    wait_for((place / "seen.txt").exists)
+    wait_for(lambda: len(log(home, "decision", sender="a")) == 20)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (err, process.returncode) == ("", 143)
+    summary = json.loads(out)
+    assert (summary["messages"], summary["delivered"], summary["queued"]) == (20, 1, 19)
 
 
 def test_an_interrupt_in_the_middle_keeps_what_was_accepted(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
