@@ -35,14 +35,17 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "_share": frozenset(),
     **dict.fromkeys(STATIONS, VALUES | {"ports"}),
     **dict.fromkeys(FILLERS, VALUES | {"ports", "faultpoints"}),
+    "letters": VALUES | {"ports", "admission"},  # of admission, the strict JSON and what seals an envelope
     "agent": VALUES | {"bus"},  # the bus by its type alone: `bus` imports `agent`
-    "road": VALUES | STATIONS | {"ports", "settings", "agent", "faultpoints", "audit"},  # of audit, finding notes
+    "road": VALUES
+    | STATIONS
+    | {"ports", "settings", "agent", "faultpoints", "letters", "audit"},  # of audit, finding notes
     "bus": VALUES | STATIONS | {"ports", "settings", "agent", "road"},
     "control": VALUES | {"bus", "admission"},  # of admission, the strict JSON
     "wiring": VALUES
     | STATIONS
     | FILLERS
-    | {"ports", "settings", "bus", "clock", "control", "faultpoints", "observe", "witness"}
+    | {"ports", "settings", "bus", "clock", "control", "faultpoints", "letters", "observe", "witness"}
     | {"authoring"},  # keys
     "witness": VALUES | {"ports", "audit", "control", "ledger"},  # of audit, finding notes and opening a log to read
     "audit": VALUES | {"ports"},  # `audit/verify.py` nobody at all: see below
@@ -64,6 +67,7 @@ COMMON: Final = frozenset({"orjson", "pydantic"})
 THIRD_PARTY: Final[dict[str, frozenset[str]]] = {
     "engines": frozenset({"cachetools", "h11", "httpx"}),
     "ledger": frozenset({"cryptography"}),
+    "letters": frozenset({"cryptography"}),
     "audit": frozenset({"cryptography", "jinja2", "pyarrow"}),
     "authoring": frozenset({"cryptography"}),
     "observe": frozenset({"opentelemetry"}),  # its API; in `sdk.py` the extra `otlp`
@@ -204,6 +208,7 @@ def test_the_edges_use_one_named_part_of_a_room() -> None:
     """Where a room is open to one outside it, it is by name: strict JSON of admission, the worker of engines."""
     narrow = {
         ("control", "admission"): {"admission.canonical"},
+        ("letters", "admission"): {"admission.canonical", "admission.seal"},
         ("road", "audit"): {"audit.notes"},
         ("witness", "audit"): {"audit.homes", "audit.notes"},
         ("witness", "ledger"): {"ledger.home", "ledger.lock", "ledger.sql"},

@@ -14,11 +14,19 @@ from typing import Any, Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from enhanced_agent_bus.ledger.checkpoint import Signer, Verifier, parse
-from enhanced_agent_bus.ledger.home import PENDING, Home, read_names, sync_folder, write_key, write_names
+from enhanced_agent_bus.ledger.home import (
+    PENDING,
+    Home,
+    make_node_key,
+    read_names,
+    sync_folder,
+    write_key,
+    write_names,
+)
 from enhanced_agent_bus.ledger.lock import HomeLock
 
 _MOVED: Final = ("bus.db", "bus.db-journal", "bus.db-wal", "bus.db-shm", "checkpoint", "doubt", "running")
-_KEYS: Final = ("log.key", "log.key.next", "log.vkey")
+_KEYS: Final = ("log.key", "log.key.next", "log.vkey", "node.key", "node.vkey")
 
 
 def begin_anew(folder: Path, lock: HomeLock, why: str) -> Home:
@@ -36,6 +44,7 @@ def begin_anew(folder: Path, lock: HomeLock, why: str) -> Home:
     bus, node = str(names["bus"]), f"node-{secrets.token_hex(4)}"
     signer = Signer(f"{bus}/{node}", Ed25519PrivateKey.generate())
     write_key(folder, signer)
+    make_node_key(folder / "keys", signer.name)
     write_names(folder / "home.json", {**names, "node": node, PENDING: loss})
     home = Home(folder, bus, node, signer, lock, fresh=False, loss=loss)
     home.write_doubt(None)

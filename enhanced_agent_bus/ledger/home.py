@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
@@ -41,6 +42,8 @@ _MADE_HERE = frozenset(
 _NO_DOUBT = -1
 PENDING = "new_log"  # in home.json: what a new log that is being made will declare as lost
 _NEXT_KEY = "log.key.next"  # the key that a rotation is about to begin with
+_NODE_KEY = "node.key"  # signs letters to other nodes
+_NODE_VKEY = "node.vkey"
 
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
@@ -114,6 +117,30 @@ class Home:
         """Keeps the mark, outside the database, so that losing the one does not lose the other."""
         file = self._file()
         write_names(file, {**read_names(file), "high_water": dict(mark)})
+
+    @property
+    def node_signer(self) -> Signer:
+        """The key with which this node signs letters to others; made where a home has none yet, kept beside the log's.
+
+        Raises: StoreCorrupt, when it was lost or cannot be read; AuditUnavailable, when the disk does not take it.
+        """
+        folder = self.path / "keys"
+        try:
+            if (folder / _NODE_KEY).exists():
+                signer = Signer(self.origin, _read_private(folder / _NODE_KEY, "node"))
+                _tell_node_key(folder, signer)
+                return signer
+            if (folder / _NODE_VKEY).exists():
+                raise StoreCorrupt(
+                    f"the node's key {folder / _NODE_KEY} is missing, and other nodes may know its {_NODE_VKEY}",
+                    remedy=f"restore keys/ from a backup; or remove {_NODE_VKEY}, and give the others the new one",
+                )
+            return make_node_key(folder, self.origin)
+        except OSError as error:
+            raise AuditUnavailable(
+                f"the node's key cannot be written into {folder}: {error.strerror}",
+                remedy="look at its owner, and at the disk it is on",
+            ) from error
 
     def next_signer(self) -> Signer:
         """A new key under this log's name, kept until `take_next_key`. Raises: OSError."""
@@ -244,6 +271,7 @@ def _make(folder: Path, lock: HomeLock) -> Home:
     (folder / "keys").mkdir(mode=0o700, exist_ok=True)
     (folder / "constitutions").mkdir(exist_ok=True)
     write_key(folder, signer)
+    make_node_key(folder / "keys", signer.name)
     policy = generate_private_key(SECP256R1())
     pem = policy.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     write_atomically(folder / "keys" / "policy.key", pem, mode=0o600)
@@ -260,8 +288,35 @@ def write_key(folder: Path, signer: Signer) -> None:
     write_atomically(folder / "keys" / "log.vkey", f"{signer.verifier.vkey}\n".encode())
 
 
+def make_node_key(folder: Path, origin: str) -> Signer:
+    """The key first: a public one without it would be of a key that was lost."""
+    signer = Signer(origin, Ed25519PrivateKey.generate())
+    write_atomically(folder / _NODE_KEY, _private(signer), mode=0o600)
+    _tell_node_key(folder, signer)
+    return signer
+
+
+def _tell_node_key(folder: Path, signer: Signer) -> None:
+    """Keeps the public key beside it, under the name that the node has now."""
+    file, vkey = folder / _NODE_VKEY, f"{signer.verifier.vkey}\n".encode()
+    if not file.exists() or file.read_bytes() != vkey:
+        write_atomically(file, vkey)
+
+
 def _private(signer: Signer) -> bytes:
     return signer.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def _read_private(file: Path, whose: str) -> Ed25519PrivateKey:
+    try:
+        key = load_pem_private_key(file.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise StoreCorrupt(
+            f"the {whose}'s key {file} cannot be read ({type(error).__name__})", remedy="restore keys/ from a backup"
+        ) from None
+    if not isinstance(key, Ed25519PrivateKey):
+        raise StoreCorrupt(f"{file} is no Ed25519 key", remedy="restore keys/ from a backup")
+    return key
 
 
 def _recognise(folder: Path, lock: HomeLock) -> Home:
@@ -271,15 +326,7 @@ def _recognise(folder: Path, lock: HomeLock) -> Home:
     bus, node = names.get("bus"), names.get("node")
     if names.get("v") != HOME_VERSION or not isinstance(bus, str) or not isinstance(node, str):
         raise StoreCorrupt(f"{folder / 'home.json'} cannot be read", remedy="restore it from a backup")
-    try:
-        key = load_pem_private_key((folder / "keys" / "log.key").read_bytes(), password=None)
-    except (OSError, ValueError) as error:
-        raise StoreCorrupt(
-            f"the log's key {folder / 'keys' / 'log.key'} cannot be read ({type(error).__name__})",
-            remedy="restore keys/ from a backup",
-        ) from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise StoreCorrupt(f"{folder / 'keys' / 'log.key'} is no Ed25519 key", remedy="restore keys/ from a backup")
+    key = _read_private(folder / "keys" / "log.key", "log")
     database = folder / "bus.db"
     if not database.is_file() or not database.stat().st_size:
         raise StoreCorrupt(

@@ -83,10 +83,10 @@ def test_any_of_its_keys_leads_to_the_newest(rotated: Rotated) -> None:
 
 
 def test_old_public_keys_stay(rotated: Rotated) -> None:
-    """In keys/, named by their id; there is one private key, and it is the newest one's."""
+    """In keys/, named by their id; of the log there is one private key, and it is the newest one's."""
     names = {path.name for path in (rotated.home / "keys").iterdir()}
     old = {f"log-{Verifier.from_vkey(vkey).key_id.hex()}.vkey" for vkey in rotated.vkeys[:2]}
-    assert names == {"log.key", "log.vkey", "policy.key", "policy.pub", *old}
+    assert names == {"log.key", "log.vkey", "node.key", "node.vkey", "policy.key", "policy.pub", *old}
 
 
 async def test_a_home_goes_on_after_its_key_was_changed(rotated: Rotated) -> None:

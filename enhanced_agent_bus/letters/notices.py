@@ -1,0 +1,176 @@
+"""Notices of what became of a message on its receiver's node, and the question whether one is still open.
+
+Not here: what is done about them (road).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from enhanced_agent_bus.letters import fields as f
+from enhanced_agent_bus.letters.dsse import ANSWER, NOTICE, QUESTION, BadLetter, Signs, decode, encode, verify
+
+
+class Notice(NamedTuple):
+    """A message has ended on the node `origin`, as record `seq` of its log says."""
+
+    origin: str
+    seq: int
+    message_id: str
+    digest: str
+    state: str  # an end state: delivered, refused, expired, dead_lettered, discarded
+    code: str | None
+    attempts: int
+    error: str | None  # its type
+    reply_id: str | None
+    decision_id: str  # the newest decision on it there
+    at_us: int
+    nonce: str
+
+
+class Question(NamedTuple):
+    """`origin` asks `to`: is this message, decided so, still open with you?"""
+
+    origin: str
+    to: str
+    message_id: str
+    decision_id: str
+    at_us: int
+    nonce: str
+
+
+class Answered(NamedTuple):
+    """What `origin` answers to the question with this nonce: `open`, or the state in which the message ended."""
+
+    origin: str
+    message_id: str
+    decision_id: str
+    open: bool
+    state: str | None
+    at_us: int
+    nonce: str
+
+
+_NOTICE: Final = {
+    "v": f.THIS_VERSION,
+    "origin": f.ORIGIN,
+    "seq": f.COUNT,
+    "message_id": f.ID,
+    "digest": f.HASH,
+    "state": f.END,
+    "code": f.CODE,
+    "attempts": f.COUNT,
+    "error": f.ERROR,
+    "reply_id": f.or_null(f.ID),
+    "decision_id": f.DECISION,
+    "at_us": f.COUNT,
+    "nonce": f.NONCE,
+}
+_QUESTION: Final = {
+    "v": f.THIS_VERSION,
+    "origin": f.ORIGIN,
+    "to": f.ORIGIN,
+    "message_id": f.ID,
+    "decision_id": f.DECISION,
+    "at_us": f.COUNT,
+    "nonce": f.NONCE,
+}
+_ANSWER: Final = {
+    "v": f.THIS_VERSION,
+    "origin": f.ORIGIN,
+    "message_id": f.ID,
+    "decision_id": f.DECISION,
+    "open": f.OPTION,
+    "state": f.or_null(f.END),
+    "at_us": f.COUNT,
+    "nonce": f.NONCE,
+}
+
+
+def seal_notice(signer: Signs, notice: Notice) -> bytes:
+    """Signs a notice; the name of an error's type is written in ASCII, as much of it as there is room for."""
+    error = notice.error
+    if error is not None:
+        error = error.encode("ascii", "backslashreplace").decode()[: f.ERROR_CHARS_MAX]
+    return _seal(signer, NOTICE, notice._replace(error=error))
+
+
+def open_notice(body: bytes, keys: Mapping[str, Ed25519PublicKey]) -> Notice:
+    """A notice, when the node that it names has signed it. Raises: BadLetter."""
+    signed = decode(body)
+    return read_notice(signed.keyid, verify(signed, (NOTICE,), keys))
+
+
+def read_notice(origin: str, payload: bytes) -> Notice:
+    """Reads the signed text of a notice. Raises: BadLetter."""
+    notice = Notice(**_said(payload, _NOTICE, "notice"))
+    _check(notice, origin)
+    return notice
+
+
+def seal_question(signer: Signs, question: Question) -> bytes:
+    """Signs a question."""
+    return _seal(signer, QUESTION, question)
+
+
+def open_question(body: bytes, keys: Mapping[str, Ed25519PublicKey]) -> Question:
+    """A question, when the node that it names has signed it. Raises: BadLetter."""
+    signed = decode(body)
+    return read_question(signed.keyid, verify(signed, (QUESTION,), keys))
+
+
+def read_question(origin: str, payload: bytes) -> Question:
+    """Reads the signed text of a question. Raises: BadLetter."""
+    question = Question(**_said(payload, _QUESTION, "question"))
+    _check(question, origin)
+    return question
+
+
+def seal_answer(signer: Signs, answer: Answered) -> bytes:
+    """Signs an answer."""
+    return _seal(signer, ANSWER, answer)
+
+
+def open_answer(body: bytes, keys: Mapping[str, Ed25519PublicKey]) -> Answered:
+    """An answer, when the node that it names has signed it; see `check_answer`. Raises: BadLetter."""
+    signed = decode(body)
+    return read_answer(signed.keyid, verify(signed, (ANSWER,), keys))
+
+
+def read_answer(origin: str, payload: bytes) -> Answered:
+    """Reads the signed text of an answer. Raises: BadLetter."""
+    answer = Answered(**_said(payload, _ANSWER, "answer"))
+    _check(answer, origin)
+    if answer.open != (answer.state is None):
+        raise BadLetter("malformed", f"the answer on {answer.message_id} has an end and is open, or neither")
+    return answer
+
+
+def check_answer(answer: Answered, question: Question) -> None:
+    """Raises: BadLetter, when this is not the answer to that question, or not of the node that was asked."""
+    if answer.origin != question.to:
+        raise BadLetter("identity_unproven", f"{answer.origin} answers what {question.to} was asked")
+    asked = (question.nonce, question.message_id, question.decision_id)
+    if (answer.nonce, answer.message_id, answer.decision_id) != asked:
+        raise BadLetter("replayed", f"{answer.origin} answers another question than that on {question.message_id}")
+
+
+def _seal(signer: Signs, kind: str, said: Notice | Question | Answered) -> bytes:
+    assert signer.name == said.origin, f"{signer.name} cannot sign for {said.origin}"
+    return encode(kind, f.write({"v": f.VERSION, **said._asdict()}), signer)
+
+
+def _said(payload: bytes, fields: Mapping[str, f.Field], what: str) -> dict[str, Any]:
+    document = f.check(f.parse(payload, what), fields, what)
+    del document["v"]
+    return document
+
+
+def _check(said: Notice | Question | Answered, origin: str) -> None:
+    if said.origin != origin:
+        raise BadLetter("identity_unproven", f"a letter of {said.origin} was signed by {origin}")
+    if said.decision_id.rpartition("#")[0] != said.message_id:
+        raise BadLetter("malformed", f"{said.decision_id} is no decision on {said.message_id}")

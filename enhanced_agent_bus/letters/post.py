@@ -1,0 +1,35 @@
+"""Any letter of one node to another, opened by what it says it is. Not here: letters of agents (envelopes)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from enhanced_agent_bus.letters.dsse import ANSWER, NOTICE, PAYLOAD_BYTES, QUESTION, TICKET, bytes_max, decode, verify
+from enhanced_agent_bus.letters.notices import Answered, Notice, Question, read_answer, read_notice, read_question
+from enhanced_agent_bus.letters.tickets import DEPTH, Ticket, read_ticket
+from enhanced_agent_bus.message import Envelope
+
+KINDS: Final = frozenset({TICKET, NOTICE, QUESTION, ANSWER})
+_READ: Final[Mapping[str, Callable[[str, bytes], Notice | Question | Answered]]] = {
+    NOTICE: read_notice,
+    QUESTION: read_question,
+    ANSWER: read_answer,
+}
+
+
+def open_letter(
+    body: bytes,
+    keys: Mapping[str, Ed25519PublicKey],
+    *,
+    payload_bytes: int = PAYLOAD_BYTES,
+    depth: int = DEPTH,
+) -> tuple[Envelope, Ticket] | Notice | Question | Answered:
+    """What a node has written, when one of these has signed it as itself. `keys` are by origin. Raises: BadLetter."""
+    signed = decode(body, bytes_max=bytes_max(payload_bytes))
+    payload = verify(signed, KINDS, keys)
+    if signed.payload_type == TICKET:
+        return read_ticket(signed.keyid, payload, payload_bytes=payload_bytes, depth=depth)
+    return _READ[signed.payload_type](signed.keyid, payload)
