@@ -1,4 +1,7 @@
-"""Who checks the log with other people's software: Go's x/mod/sumdb, in a program that is built when it has changed."""
+"""Who checks the log with other people's software (Go's x/mod/sumdb), and writes letters with none of ours.
+
+A program in Go, which is built when it has changed.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ class Rejected(Exception):
 
 def build() -> Path:
     """The program, made anew when its sources are not those that it was made of."""
-    sources = [SOURCE / name for name in ("go.mod", "go.sum", "main.go")]
+    sources = [SOURCE / "go.mod", SOURCE / "go.sum", *sorted(SOURCE.glob("*.go"))]
     made_of = sha256(b"".join(file.read_bytes() for file in sources)).hexdigest()[:16]
     program = TOOLS / f"outside-{made_of}"
     if not program.exists():

@@ -86,11 +86,7 @@ def encode(payload_type: str, payload: bytes, signer: Signs) -> bytes:
 
 def decode(body: bytes, *, bytes_max: int = LETTER_BYTES) -> Signed:
     """Takes a letter apart, and believes nothing of it. Raises: BadLetter."""
-    try:
-        document = loads_strict(body, bytes_max=bytes_max, depth_max=_OUTSIDE_DEPTH)
-    except NotJson as error:
-        code = "too_large" if error.code == "too_large" else "malformed"
-        raise BadLetter(code, f"the letter is not JSON as it has to be: {error}") from None
+    document = _parsed(body, bytes_max)
     _keys(document, {"payload", "payloadType", "signatures"}, "letter")
     signatures = document["signatures"]
     if type(signatures) is not list or len(signatures) != 1:
@@ -121,6 +117,21 @@ def verify(signed: Signed, kinds: Collection[str], keys: Mapping[str, Ed25519Pub
     except InvalidSignature:
         raise BadLetter("identity_unproven", f"the letter was not signed by {shown(signed.keyid)} as it is") from None
     return signed.payload
+
+
+def _parsed(body: bytes, bytes_max: int) -> Any:
+    try:
+        if len(body) <= bytes_max:
+            document = orjson.loads(body)
+            if orjson.dumps(document) == body:  # as we write it, so that no key stands in it twice
+                return document
+    except (orjson.JSONDecodeError, orjson.JSONEncodeError):
+        pass  # what is wrong with it is said below
+    try:
+        return loads_strict(body, bytes_max=bytes_max, depth_max=_OUTSIDE_DEPTH)
+    except NotJson as error:
+        code = "too_large" if error.code == "too_large" else "malformed"
+        raise BadLetter(code, f"the letter is not JSON as it has to be: {error}") from None
 
 
 def _keys(document: Any, names: set[str], what: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from enhanced_agent_bus.admission.canonical import INTEGER_MAX
+from enhanced_agent_bus.admission.canonical import INTEGER_MAX, NotJson, loads_strict
 from enhanced_agent_bus.letters.dsse import BadLetter
 from enhanced_agent_bus.message import AGENT_ID, TYPES, Priority, shown
 
@@ -40,7 +40,8 @@ class Field(NamedTuple):
 
 def pattern(compiled: re.Pattern[str], words: str) -> Field:
     """A string of this form."""
-    return Field(lambda value: type(value) is str and compiled.fullmatch(value) is not None, words)
+    fullmatch = compiled.fullmatch
+    return Field(lambda value: type(value) is str and fullmatch(value) is not None, words)
 
 
 def count(largest: int = INTEGER_MAX) -> Field:
@@ -55,7 +56,8 @@ def one_of(values: frozenset[str], words: str) -> Field:
 
 def or_null(field: Field) -> Field:
     """The same, or null."""
-    return Field(lambda value: value is None or field.good(value), f"{field.words}, or null")
+    good = field.good
+    return Field(lambda value: value is None or good(value), f"{field.words}, or null")
 
 
 AGENT: Final = pattern(AGENT_ID, "a name ([a-z0-9][a-z0-9._-], at most 128)")
@@ -78,6 +80,22 @@ OBJECT: Final = Field(lambda value: type(value) is dict, "an object")
 THIS_VERSION: Final = Field(lambda value: type(value) is int and value == VERSION, f"{VERSION}")
 
 
+NAME: Final = pattern(re.compile(_NAME, re.ASCII), "a name")
+INTEGER: Final = Field(lambda value: type(value) is int, "a whole number")
+NUMBER: Final = Field(lambda value: type(value) in (int, float) and value - value == 0, "a number")
+STRINGS: Final = Field(
+    lambda value: type(value) is dict and all(type(one) is str for one in value.values()), "an object of strings"
+)
+
+
+def names(field: Field, most: int) -> Field:
+    """A list of at most so many."""
+    return Field(
+        lambda value: type(value) is list and len(value) <= most and all(map(field.good, value)),
+        f"a list of at most {most}, each {field.words}",
+    )
+
+
 def write(document: Mapping[str, Any]) -> bytes:
     """Canonical JSON of what has ASCII keys and no floats."""
     return orjson.dumps(document, option=orjson.OPT_SORT_KEYS)
@@ -95,17 +113,34 @@ def parse(payload: bytes, what: str) -> Any:
     return document
 
 
-def check(document: Any, fields: Mapping[str, Field], what: str) -> dict[str, Any]:
-    """Has exactly these fields, and each is what it may be. Raises: BadLetter."""
+def parse_any(payload: bytes, what: str, depth: int = 3) -> Any:
+    """Reads strict JSON in whatever spelling: what others write. Raises: BadLetter."""
+    try:
+        return loads_strict(payload, bytes_max=len(payload), depth_max=depth)
+    except NotJson as error:
+        raise BadLetter(error.code, f"the {what} is not JSON as it has to be: {error}") from None
+
+
+def check(
+    document: Any, fields: Mapping[str, Field], what: str, others: Mapping[str, Field] | None = None
+) -> dict[str, Any]:
+    """Has exactly these fields, and any of the others, and each is what it may be. Raises: BadLetter."""
     if type(document) is not dict:
         raise BadLetter("malformed", f"the {what} is not an object")
+    others = others or {}
     if document.keys() != fields.keys():
-        missing, unknown = sorted(fields.keys() - document.keys()), sorted(document.keys() - fields.keys())
-        wrong = f"has no field {missing[0]}" if missing else f"has a field {shown(unknown[0])} that there is not"
-        raise BadLetter("malformed", f"the {what} {wrong}")
+        missing = sorted(fields.keys() - document.keys())
+        if missing:
+            raise BadLetter("malformed", f"the {what} has no field {missing[0]}")
+        unknown = sorted(document.keys() - fields.keys() - others.keys())
+        if unknown:
+            raise BadLetter("malformed", f"the {what} has a field {shown(unknown[0])} that there is not")
     for name, (good, words) in fields.items():
         if not good(document[name]):
             raise BadLetter("malformed", f"the {what}'s {name} is not {words}")
+    for name in others.keys() & document.keys():
+        if not others[name].good(document[name]):
+            raise BadLetter("malformed", f"the {what}'s {name} is not {others[name].words}")
     return document
 
 

@@ -54,7 +54,7 @@ class Answered(NamedTuple):
     nonce: str
 
 
-_NOTICE: Final = {
+NOTICE_FIELDS: Final = {
     "v": f.THIS_VERSION,
     "origin": f.ORIGIN,
     "seq": f.COUNT,
@@ -69,7 +69,7 @@ _NOTICE: Final = {
     "at_us": f.COUNT,
     "nonce": f.NONCE,
 }
-_QUESTION: Final = {
+QUESTION_FIELDS: Final = {
     "v": f.THIS_VERSION,
     "origin": f.ORIGIN,
     "to": f.ORIGIN,
@@ -78,7 +78,7 @@ _QUESTION: Final = {
     "at_us": f.COUNT,
     "nonce": f.NONCE,
 }
-_ANSWER: Final = {
+ANSWER_FIELDS: Final = {
     "v": f.THIS_VERSION,
     "origin": f.ORIGIN,
     "message_id": f.ID,
@@ -106,7 +106,7 @@ def open_notice(body: bytes, keys: Mapping[str, Ed25519PublicKey]) -> Notice:
 
 def read_notice(origin: str, payload: bytes) -> Notice:
     """Reads the signed text of a notice. Raises: BadLetter."""
-    notice = Notice(**_said(payload, _NOTICE, "notice"))
+    notice = Notice(**_said(payload, NOTICE_FIELDS, "notice"))
     _check(notice, origin)
     return notice
 
@@ -124,7 +124,7 @@ def open_question(body: bytes, keys: Mapping[str, Ed25519PublicKey]) -> Question
 
 def read_question(origin: str, payload: bytes) -> Question:
     """Reads the signed text of a question. Raises: BadLetter."""
-    question = Question(**_said(payload, _QUESTION, "question"))
+    question = Question(**_said(payload, QUESTION_FIELDS, "question"))
     _check(question, origin)
     return question
 
@@ -142,7 +142,7 @@ def open_answer(body: bytes, keys: Mapping[str, Ed25519PublicKey]) -> Answered:
 
 def read_answer(origin: str, payload: bytes) -> Answered:
     """Reads the signed text of an answer. Raises: BadLetter."""
-    answer = Answered(**_said(payload, _ANSWER, "answer"))
+    answer = Answered(**_said(payload, ANSWER_FIELDS, "answer"))
     _check(answer, origin)
     if answer.open != (answer.state is None):
         raise BadLetter("malformed", f"the answer on {answer.message_id} has an end and is open, or neither")

@@ -59,7 +59,7 @@ class Ticket(NamedTuple):
 
 
 _LETTER: Final = {"v": f.THIS_VERSION, "message": f.OBJECT, "ticket": f.OBJECT, "answers": f.or_null(f.OBJECT)}
-_TICKET: Final = {
+TICKET_FIELDS: Final = {
     "origin": f.ORIGIN,
     "seq": f.COUNT,
     "decision_id": f.DECISION,
@@ -70,7 +70,7 @@ _TICKET: Final = {
     "expires_us": f.COUNT,
     "nonce": f.NONCE,
 }
-_ENDED: Final = {
+ENDED_FIELDS: Final = {
     "message_id": f.ID,
     "digest": f.HASH,
     "state": f.END,
@@ -79,7 +79,7 @@ _ENDED: Final = {
     "duration_us": f.COUNT,
     "seq": f.or_null(f.COUNT),
 }
-_MESSAGE: Final = {
+MESSAGE_FIELDS: Final = {
     "id": f.ID,
     "type": f.TYPE,
     "priority": f.PRIORITY,
@@ -165,11 +165,11 @@ def check_time(ticket: Ticket, now_us: int) -> None:
 def read_ticket(origin: str, payload: bytes, *, payload_bytes: int, depth: int) -> tuple[Envelope, Ticket]:
     """Reads the signed text of a ticket letter. Raises: BadLetter."""
     document = f.check(f.parse(payload, "ticket letter"), _LETTER, "ticket letter")
-    message = f.check(document["message"], _MESSAGE, "message")
-    said = f.check(document["ticket"], _TICKET, "ticket")
+    message = f.check(document["message"], MESSAGE_FIELDS, "message")
+    said = f.check(document["ticket"], TICKET_FIELDS, "ticket")
     answers = document["answers"]
     if answers is not None:
-        answers = Ended(**f.check(answers, _ENDED, "answered request"))
+        answers = Ended(**f.check(answers, ENDED_FIELDS, "answered request"))
     ticket = Ticket(**said, answers=answers)
     envelope = _sealed(message, payload_bytes, depth)
     if ticket.origin != origin:

@@ -1,4 +1,5 @@
-// Command outside checks what the log hands out with golang.org/x/mod/sumdb, which knows nothing of this software.
+// Command outside checks what the log hands out with golang.org/x/mod/sumdb, which knows nothing of this software, and
+// reads and writes letters of the bus (letters.go).
 //
 // It answers a line of JSON for each line of JSON that it is asked: {"ok": "..."} or {"error": "..."}.
 // Not here: any judgment of what a record says.
@@ -27,11 +28,14 @@ const (
 )
 
 type question struct {
-	Op         string `json:"op"` // checkpoint, proof, consistency or tiles
+	Op         string `json:"op"` // checkpoint, proof, consistency, tiles; canonical, ticket, join, envelope
 	Vkey       string `json:"vkey"`
 	Checkpoint string `json:"checkpoint"` // the note; of consistency, the old one
 	Proof      string `json:"proof"`
 	Folder     string `json:"folder"`
+	Text       string `json:"text"` // a payload, a letter, or what an envelope is to say
+	Name       string `json:"name"` // of an agent, <tenant>/<agent>
+	Seed       string `json:"seed"` // its private key, in hex
 }
 
 func main() {
@@ -66,6 +70,14 @@ func check(asked question) (string, error) {
 	case "tiles":
 		tree, err := checkTiles(asked.Folder, asked.Vkey)
 		return fmt.Sprintf("%d %s", tree.N, tree.Hash), err
+	case "canonical":
+		return canonicalPayload(asked.Text)
+	case "ticket":
+		return checkTicket(asked.Text, asked.Vkey)
+	case "join":
+		return join(asked.Text, asked.Vkey, asked.Name, asked.Seed)
+	case "envelope":
+		return signEnvelope(asked.Text, asked.Name, asked.Seed)
 	}
 	return "", errors.New("no such question")
 }

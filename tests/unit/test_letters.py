@@ -416,8 +416,8 @@ def test_every_field_of_a_message_is_among_those() -> None:
     assert {name for part, name in OTHERS if part == "message"} == said(LETTER)["message"].keys()
 
 
-BAD: Final[list[Any]] = [None, "", 0, -1, 1.5, True, 2**53, "A" * 400, "\N{SNOWMAN}", [], {}]
-BAD += ["desk\n", " desk", "x/y", "#", "ab"]
+WRONG: Final[list[Any]] = [None, "", 0, -1, 1.5, True, 2**53, "A" * 400, "\N{SNOWMAN}", [], {}]
+BAD: Final[list[Any]] = [*WRONG, "desk\n", " desk", "x/y", "#", "ab"]
 
 
 @pytest.mark.parametrize("kind", LETTERS)
