@@ -14,7 +14,9 @@ WORKER_SOURCES := $(shell find pdp -type f ! -name '*_test.go' 2>/dev/null)
 # Tools for tests and checks, at these versions; the worker's own OPA version stands in pdp/go.mod.
 OPA_VERSION := 1.22.2
 STATICCHECK_VERSION := 0.8.2
+NATS_SERVER_VERSION := 2.15.2
 OPA := .tools/.opa-$(OPA_VERSION)
+NATS_SERVER := .tools/.nats-server-$(NATS_SERVER_VERSION)
 STATICCHECK := .tools/.staticcheck-$(STATICCHECK_VERSION)
 
 # How long the long runs are.
@@ -39,7 +41,7 @@ setup: $(VENV)/.installed $(WORKER)
 demo: setup
 	@$(BIN)/eab demo
 
-test: lint go-test $(OPA)
+test: lint go-test $(OPA) $(NATS_SERVER)
 	@echo "==> pytest"
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(PYTEST_ARGS)
 
@@ -60,7 +62,7 @@ go-test: setup
 	@cd pdp && $(WITH_GO) go test ./...
 
 # Made-up input, for longer than `make test` does it: the Python side by a number of examples, the Go side by the clock.
-fuzz: setup $(OPA)
+fuzz: setup $(OPA) $(NATS_SERVER)
 	@EAB_HYPOTHESIS=fuzz $(BIN)/python -m pytest -m fuzz --timeout=0 $(PYTEST_ARGS)
 	@cd pdp && for file in $$(grep -rl --include='*_test.go' '^func Fuzz' .); do \
 		for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' "$$file"); do \
@@ -69,7 +71,7 @@ fuzz: setup $(OPA)
 		done; \
 	done
 
-soak: setup $(OPA)
+soak: setup $(OPA) $(NATS_SERVER)
 	@$(BIN)/python -m pytest -m soak --timeout=0 --soak-seconds=$(SOAK_SECONDS) $(PYTEST_ARGS)
 
 bench: setup $(VENV)/.installed-bench
@@ -111,6 +113,11 @@ $(VENV)/.installed-bench: pyproject.toml $(VENV)/.installed
 $(OPA): | $(VENV)/.created
 	@echo "==> opa $(OPA_VERSION), which the tests compare with (the first time takes a minute)"
 	@GOBIN=$(CURDIR)/.tools/bin $(WITH_GO) go install github.com/open-policy-agent/opa@v$(OPA_VERSION)
+	@touch $@
+
+$(NATS_SERVER): | $(VENV)/.created
+	@echo "==> nats-server $(NATS_SERVER_VERSION), which joins the nodes of tests (the first time takes a minute)"
+	@GOBIN=$(CURDIR)/.tools/bin $(WITH_GO) go install github.com/nats-io/nats-server/v2@v$(NATS_SERVER_VERSION)
 	@touch $@
 
 $(STATICCHECK): | $(VENV)/.created

@@ -6,13 +6,14 @@ Each run prints one seed, for Hypothesis and for the tests' own generators: `--h
 import os
 import secrets
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.nats_server import NatsServer, running
 from tests.support import write_constitution
 
 ROOT = Path(__file__).resolve().parent
@@ -72,6 +73,13 @@ def opa_binary() -> Path:
     if not OPA.is_file():
         pytest.fail(f"{OPA} is missing: `make test` installs it, once")
     return OPA
+
+
+@pytest.fixture(scope="session")
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """One NATS server a test process, whose messages are on disk when it says so; each test takes a bus of its own."""
+    with running(tmp_path_factory.mktemp("nats")) as server:
+        yield server
 
 
 @pytest.fixture

@@ -504,10 +504,13 @@ class Ledger(Protocol):
 
 
 class Letter(NamedTuple):
-    """What one node gives to another. Two letters of one id into one box are one letter, as long as the window is."""
+    """What one node gives to another. Two letters of one id into one box are one letter, as long as the window is.
 
-    box: str  # who it is for: "agent.<id>" or "node.<name>"; several nodes may serve one box
-    id: str
+    A server that is started again may not know any longer what was settled before; then `Handed.times` says so.
+    """
+
+    box: str  # who it is for: "agent.<id>" or "node.<name>" ([A-Za-z0-9._-]{1,160}); several nodes may serve one box
+    id: str  # [!-~]{1,256}
     body: bytes
 
 
@@ -519,7 +522,7 @@ class Handed(Protocol):
 
     @property
     def times(self) -> int:
-        """How often it has been handed out, from 1; more where that is not known for certain."""
+        """How often it has been handed out, from 1; more where it is not certain that this is the first time."""
         ...
 
     @property
@@ -528,7 +531,7 @@ class Handed(Protocol):
         ...
 
     async def done(self) -> None:
-        """It is dealt with, and never comes again. Raises: TransportAway; then it may come again."""
+        """It is dealt with, and never comes again. Raises: TransportAway; then it may, and this can be tried again."""
         ...
 
     async def again(self, seconds: float = 0.0) -> None:
@@ -555,7 +558,8 @@ class Conflict(Exception):
 class Bucket(Protocol):
     """Keys and values that all nodes of a bus share, each changed by one node at a time.
 
-    Keys match [A-Za-z0-9._=/-]{1,200} and do not begin or end with a dot. Raises: TransportAway.
+    Keys match [A-Za-z0-9._=/-]{1,200}, without a dot at an end or beside another; others are a ValueError.
+    Raises: TransportAway; what was to be set may have been set or not.
     """
 
     async def get(self, key: str) -> Item | None:
@@ -567,14 +571,17 @@ class Bucket(Protocol):
         ...
 
     async def swap(self, key: str, value: bytes | None, revision: int) -> int:
-        """Sets or removes it if it still has this revision (0: if there is no such key). Raises: Conflict."""
+        """Sets or removes it if it still has this revision; the new one, durable. Raises: Conflict.
+
+        0 stands for a key that there is not, or that was removed; a removed one also has the revision of its removal.
+        """
         ...
 
     async def watch(self, told: Callable[[Item], None]) -> Callable[[], None]:
-        """Tells of all keys that there are before it returns, then of each change, in the order of revisions.
+        """Tells of all keys that there are before it returns, then of changes, in the order of revisions.
 
-        After a time without connection whatever changed meanwhile is told, the newest of each key at least. What it
-        returns ends it.
+        Of several changes of one key that come close together the newest is told at least; so it is for those during a
+        time without connection, removals among them. What it returns ends it.
         """
         ...
 
@@ -596,15 +603,25 @@ class Transport(Protocol):
     @property
     def connected(self) -> bool: ...
 
+    @property
+    def bytes_max(self) -> int:
+        """The largest body of a letter that it takes."""
+        ...
+
     async def post(self, letter: Letter) -> None:
-        """Takes a letter, durable when it returns. Raises: TransportAway; then it may have been taken or not."""
+        """Takes a letter, durable when it returns. Raises: TransportAway; then it may have been taken or not.
+
+        A server without room is away too, for whoever posts. A name that cannot be is a ValueError, a body that is too
+        large ConfigInvalid.
+        """
         ...
 
     async def serve(self, box: str, take: Callable[[Handed], None], *, at_once: int) -> Callable[[], Awaitable[None]]:
         """Hands out the letters of a box, oldest first, at most so many that are not settled; while away, none.
 
-        Of several that serve one box each letter goes to one. What it returns ends it: what is not settled then
-        comes again, to others at once as far as the transport can.
+        It may be called while away, and goes on by itself after that. Of several that serve one box each letter goes to
+        one; one that is to come again comes out of turn. `take` is called on the loop and returns at once. What this
+        returns ends it: what is not settled then comes again, to others at once as far as the transport can.
         """
         ...
 
@@ -616,4 +633,6 @@ class Transport(Protocol):
         """Calls it on the loop whenever the connection is lost (False) or there again (True)."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Ends what is served and watched; whatever is asked of it afterwards is TransportAway."""
+        ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,8 @@ PREFIX = "EAB_"
 EMBEDDED = "embedded"
 POLICY_FILES = ("token_file", "tls_ca", "tls_cert", "tls_key")
 AUDIT_FILES = ("mask",)
+TRANSPORT_FILES = ("creds_file", "nkey_file", "tls_ca", "tls_cert", "tls_key")
+ALONE = "memory://"
 #: Variables with our prefix that are not settings; the last one is for this package's own tests.
 OTHER_VARIABLES = frozenset({"EAB_HOME", "EAB_FAULTPOINT", "EAB_DEBUG", "EAB_HYPOTHESIS"})
 
@@ -219,6 +222,64 @@ class Audit(Section):
         return any(0 < days < KEEP_FLOOR_DAYS for days in (self.keep_payloads_days, self.keep_texts_days))
 
 
+def _transport(value: str) -> str:
+    """Raises: ValueError, for anything but a network of this process and addresses of NATS servers."""
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise ValueError("it is no address of a transport")
+    if value.startswith(ALONE):
+        if not re.fullmatch(r"[A-Za-z0-9_-]{0,64}", value.removeprefix(ALONE)):
+            raise ValueError("behind memory:// stands nothing, or a name of letters, digits, _ and -")
+        return value
+    for one in value.split(","):
+        parts = urlsplit(one)
+        if parts.scheme not in ("nats", "tls"):
+            raise ValueError("it is no address of a transport")
+        if not parts.hostname or parts.port == 0:  # urlsplit itself raises ValueError for a port that is none
+            raise ValueError("one of its addresses names no host")
+        if parts.path not in ("", "/") or parts.query or parts.fragment:
+            raise ValueError("one of its addresses has more than a scheme, a user, a host and a port")
+    return value
+
+
+def _monitor(value: str) -> str:
+    """Raises: ValueError, for anything but the address of a monitoring port."""
+    parts = urlsplit(value)
+    if value and (parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or "@" in value):
+        raise ValueError("it is no address of a NATS server's monitoring port")
+    return value.rstrip("/")
+
+
+class Transport(Section):
+    """What joins this bus to other nodes of it."""
+
+    url: Annotated[
+        str,
+        AfterValidator(_transport),
+        Field(description='"memory://", "memory://NAME", "nats://host:port" or "tls://host:port", several with commas'),
+    ] = ALONE
+    creds_file: Path | None = None
+    nkey_file: Path | None = None
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    replicas: Annotated[int, Field(ge=1, le=5)] = 1
+    monitor: Annotated[
+        str, AfterValidator(_monitor), Field(description='"" or "http://host:port", the server\'s monitoring port')
+    ] = ""
+
+    @field_validator("creds_file", "nkey_file", "tls_ca", "tls_cert", "tls_key", "replicas", "monitor")
+    @classmethod
+    def _has_a_use(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[str(info.field_name)]
+        if value != field.default and str(info.data.get("url", "nats:")).startswith(ALONE):
+            raise ValueError("it is for a NATS server, and transport.url names none")
+        if value is not None and info.field_name == "tls_key" and info.data.get("tls_cert") is None:
+            raise ValueError("it is the key of transport.tls_cert, which is not given")
+        if value is not None and info.field_name == "nkey_file" and info.data.get("creds_file") is not None:
+            raise ValueError("transport.creds_file has a key already; leave one of them out")
+        return value
+
+
 class Settings(Section):
     """All settings of one bus, checked."""
 
@@ -229,6 +290,7 @@ class Settings(Section):
     delivery: Delivery = Delivery()
     recovery: Recovery = Recovery()
     audit: Audit = Audit()
+    transport: Transport = Transport()
 
 
 def load_settings(home: Path | None, given: Mapping[str, Any] | None = None) -> Settings:
@@ -239,9 +301,12 @@ def load_settings(home: Path | None, given: Mapping[str, Any] | None = None) -> 
     _merge(merged, _from_environment(os.environ))
     _merge(merged, {key: value for key, value in (given or {}).items() if value is not None})
     try:
-        return Settings.model_validate(merged)
+        settings = Settings.model_validate(merged)
     except ValidationError as error:
         raise _explained(error) from None
+    if settings.transport.url != ALONE:  # until a bus takes letters from other nodes
+        raise ConfigInvalid("no node can be joined by transport.url yet", remedy=f"leave it out, or write {ALONE}")
+    return settings
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -262,7 +327,7 @@ def _from_file(path: Path) -> dict[str, Any]:
             section["path"] = str(path.parent / section["path"])
         if isinstance(section.get("trust"), list):
             section["trust"] = [str(path.parent / one) if isinstance(one, str) else one for one in section["trust"]]
-    for name, keys in (("policy", POLICY_FILES), ("audit", AUDIT_FILES)):
+    for name, keys in (("policy", POLICY_FILES), ("audit", AUDIT_FILES), ("transport", TRANSPORT_FILES)):
         section = values.get(name)
         if isinstance(section, dict):
             for key in keys:

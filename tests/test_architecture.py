@@ -19,7 +19,7 @@ FOLDER: Final = Path(__file__).resolve().parent.parent / PACKAGE
 
 VALUES: Final = frozenset({"message", "verdict", "outcome", "errors"})
 STATIONS: Final = frozenset({"admission", "routing", "delivery", "recovery", "deliberation", "retention"})
-FILLERS: Final = frozenset({"engines", "ledger"})
+FILLERS: Final = frozenset({"engines", "ledger", "transports"})
 SHOWN: Final = VALUES | {"ports", "settings", "agent", "bus", "clock", "control", "wiring", "_share"}
 
 #: Each room (a module at the top, or a folder) and the rooms that it may import besides itself.
@@ -70,6 +70,7 @@ THIRD_PARTY: Final[dict[str, frozenset[str]]] = {
     "letters": frozenset({"cryptography"}),
     "audit": frozenset({"cryptography", "jinja2", "pyarrow"}),
     "authoring": frozenset({"cryptography"}),
+    "transports": frozenset({"httpx", "nats", "nkeys"}),  # the extra `nats`; httpx for the server's monitoring port
     "observe": frozenset({"opentelemetry"}),  # its API; in `sdk.py` the extra `otlp`
     "witness": frozenset({"opentelemetry"}),  # the extra `otlp`
     "cli": frozenset({"rich", "typer"}),

@@ -1,0 +1,1 @@
+"""What carries letters between the nodes of a bus: within one process, or over NATS JetStream."""
