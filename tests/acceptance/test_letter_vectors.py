@@ -229,6 +229,7 @@ DOCUMENTS: Final = st.dictionaries(
 )
 
 
+@pytest.mark.fuzz
 @given(DOCUMENTS)
 def test_any_payload_has_the_same_canonical_form_elsewhere(go: Outsider, document: dict[str, Any]) -> None:
     """Or has none, elsewhere too: numbers, escapes and the order of keys."""

@@ -266,6 +266,7 @@ def test_no_byte_of_an_envelope_can_be_flipped() -> None:
             opened(letter[:at] + bytes([letter[at] ^ 1 << at % 8]) + letter[at + 1 :])
 
 
+@pytest.mark.fuzz
 @given(st.binary(max_size=200) | st.text().map(str.encode))
 def test_any_bytes_are_a_bad_letter(body: bytes) -> None:
     """Of an agent, signed by it or not."""

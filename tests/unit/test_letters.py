@@ -274,6 +274,7 @@ def test_no_byte_can_be_flipped(kind: str) -> None:
             assert bad.value.code in {"malformed", "identity_unproven"}
 
 
+@pytest.mark.fuzz
 @given(st.data())
 def test_no_letter_is_opened_that_was_changed_somehow(data: st.DataObject) -> None:
     """Cut, lengthened, with bytes moved, or of other bytes: a bad letter, never another error, never an answer."""
@@ -286,6 +287,7 @@ def test_no_letter_is_opened_that_was_changed_somehow(data: st.DataObject) -> No
     assert opened is None or json.loads(changed) == json.loads(letter)  # spaces between, at most
 
 
+@pytest.mark.fuzz
 @given(st.binary(max_size=200) | st.text().map(str.encode))
 def test_any_bytes_are_a_bad_letter(body: bytes) -> None:
     """Whatever comes out of the network."""
@@ -339,6 +341,7 @@ VALUES: Final = st.recursive(
 IDS: Final = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}", fullmatch=True)
 
 
+@pytest.mark.fuzz
 @given(
     st.dictionaries(TEXT, VALUES, max_size=4),
     st.dictionaries(TEXT, TEXT, max_size=3),
