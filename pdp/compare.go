@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/binary"
+	"maps"
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
@@ -14,62 +15,67 @@ import (
 // only through what it can ask of those folders (rest): where both constitutions have the same to say to that, the
 // candidate's decision is the original's, and it need not be evaluated. In any doubt it is.
 type pair struct {
-	original, candidate *constitution
+	original, candidate *remembered
 	wanted              wanted // of an input, by either
-	// The original's decision and what it says to the rest, and what the candidate says to the rest; nil: they differ
-	// in more than that, or the rest may ask for more than is known.
-	both, said *rego.PreparedEvalQuery
+	comparable          bool   // what differs is only what these folders say
+	changed             []int  // of the folders of either
 }
 
 func newPair(original, candidate *constitution) *pair {
-	p := &pair{original: original, candidate: candidate}
+	p := &pair{}
 	if original.wanted != nil && candidate.wanted != nil {
 		p.wanted = wantedOf(withoutCovered(append(append([][]string{}, original.reads.paths...), candidate.reads.paths...)))
 	}
-	refs, ok := p.asked()
-	if !ok {
-		return p
+	sides := []*constitution{original, candidate}
+	changed, names, ok := asked(original, candidate)
+	p.comparable = ok
+	folders := map[string]bool{}
+	for _, c := range sides {
+		maps.Copy(folders, c.ruleFolders())
 	}
-	both := ast.ArrayTerm(ast.NewTerm(decisionRef), original.saying(refs))
-	if query, err := original.prepared(ast.NewExpr(both)); err == nil {
-		if said, err := candidate.prepared(ast.NewExpr(candidate.saying(refs))); err == nil {
-			p.both, p.said = &query, &said
+	if ok && (original.restOf(folders).unclear || candidate.restOf(folders).unclear) {
+		folders = changed
+	}
+	for _, c := range sides {
+		maps.Copy(names, c.restOf(folders).asks)
+	}
+	p.original = newRemembered(original, folders, sortedKeys(names))
+	p.candidate = newRemembered(candidate, folders, sortedKeys(names))
+	for i, name := range sortedKeys(folders) {
+		if changed[name] {
+			p.changed = append(p.changed, i)
 		}
 	}
 	return p
 }
 
-// asked are the refs by which the rest can ask the folders that differ; false when that is not all that matters.
-func (p *pair) asked() ([]ast.Ref, bool) {
-	folders, ok := changedFolders(p.original.src, p.candidate.src)
-	if !ok || !p.original.reads.cacheable || !p.candidate.reads.cacheable { // `with` makes them say something else
-		return nil, false
+// asked are the folders that differ and the names by which the rest can ask them; false when that is not all that
+// matters.
+func asked(original, candidate *constitution) (folders, names map[string]bool, ok bool) {
+	names = map[string]bool{}
+	folders, ok = changedFolders(original.src, candidate.src)
+	if !ok || !original.reads.cacheable || !candidate.reads.cacheable { // `with` makes them say something else
+		return folders, names, false
 	}
-	names := map[string]bool{}
-	for _, c := range []*constitution{p.original, p.candidate} {
+	for _, c := range []*constitution{original, candidate} {
 		rest := c.restOf(folders)
 		if rest.unclear {
-			return nil, false
+			return folders, names, false
 		}
-		for name := range rest.asks {
-			names[name] = true
-		}
+		maps.Copy(names, rest.asks)
 	}
-	refs := []ast.Ref{}
-	for _, folder := range sortedKeys(folders) {
+	for folder := range folders {
 		// Where it is data in one of them only, the folders come in another order when the rest goes through all.
-		if p.original.hasData(folderRef(folder)) != p.candidate.hasData(folderRef(folder)) {
-			return nil, false
+		if original.hasData(folderRef(folder)) != candidate.hasData(folderRef(folder)) {
+			return folders, names, false
 		}
-		for _, name := range sortedKeys(names) {
-			ref := ruleRef(folder, name)
-			if p.original.hasData(ref) || p.candidate.hasData(ref) { // and so do the parts of a document
-				return nil, false
+		for _, ref := range refsTo(folder, sortedKeys(names)) {
+			if original.hasData(ref) || candidate.hasData(ref) { // and so do the parts of a document
+				return folders, names, false
 			}
-			refs = append(refs, ref)
 		}
 	}
-	return refs, true
+	return folders, names, true
 }
 
 // hasData is true of what stands, as a whole or in part, in a data file.
@@ -109,48 +115,29 @@ func (p *pair) evaluate(text []byte, left time.Duration) (original, candidate re
 	if fail != nil {
 		return reply{fail: fail}, reply{fail: fail}, false
 	}
-	if p.both != nil {
-		if decision, says, ok := p.first(input, time.Until(until)); ok {
-			if p.saysToo(says, input, time.Until(until)) {
-				return reply{decision: decision}, reply{}, true
-			}
-			return reply{decision: decision}, p.candidate.reply(input, time.Until(until)), false
+	original, says := p.original.question(input, until).reply()
+	question := p.candidate.question(input, until)
+	if p.comparable && original.fail == nil && p.saysToo(says, question) {
+		return original, reply{}, true
+	}
+	candidate, _ = question.reply()
+	return original, candidate, false
+}
+
+// saysToo is whether the candidate's folders say the very same.
+func (p *pair) saysToo(says []string, question *question) bool {
+	for _, i := range p.changed {
+		if says == nil {
+			return false
+		}
+		if said, ok := question.says(p.candidate.folders[i]); !ok || said != says[i] {
+			return false
 		}
 	}
-	return p.original.reply(input, time.Until(until)), p.candidate.reply(input, time.Until(until)), false
-}
-
-// first evaluates the original: its decision and, from the same evaluation, what it says to the rest.
-func (p *pair) first(input ast.Value, left time.Duration) (decision []byte, says string, ok bool) {
-	found, fail := p.original.value(*p.both, input, left, keepTerm)
-	if fail != nil || found == nil {
-		return nil, "", false
-	}
-	parts := found.Value.(*ast.Array)
-	document, err := ast.JSON(parts.Elem(0).Value)
-	if err != nil {
-		return nil, "", false
-	}
-	decision, fail = decisionText(document)
-	return decision, parts.Elem(1).String(), fail == nil
-}
-
-// saysToo is whether the candidate says the very same to the rest: as OPA writes it, since 1 and 1.0 are equal and
-// print differently, and a set and a list become one in JSON.
-func (p *pair) saysToo(says string, input ast.Value, left time.Duration) bool {
-	found, fail := p.candidate.value(*p.said, input, left, keepTerm)
-	return fail == nil && found != nil && found.Value.(*ast.Array).String() == says
+	return true
 }
 
 var keepTerm = rego.EvalGenerateJSON(func(term *ast.Term, _ *rego.EvalContext) (any, error) { return term.Value, nil })
-
-func (c *constitution) reply(input ast.Value, left time.Duration) reply {
-	if left <= 0 {
-		return reply{fail: &failure{Code: codeTimeout, Message: "waited past the deadline"}}
-	}
-	decision, fail := c.decide(input, left)
-	return reply{decision, fail}
-}
 
 // compare answers with one answer frame for each constitution: only the original's where the candidate's is the same.
 func (s *server) compare(a *ask, original *constitution, started time.Time, left time.Duration) {

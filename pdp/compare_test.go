@@ -47,7 +47,7 @@ func bothWays(t *testing.T, p *pair, inputs []string) (same int) {
 			same++
 			candidate = original
 		}
-		for c, got := range map[*constitution]reply{p.original: original, p.candidate: candidate} {
+		for c, got := range map[*constitution]reply{p.original.constitution: original, p.candidate.constitution: candidate} {
 			decision, fail := c.evaluate([]byte(input), time.Minute)
 			if !bytes.Equal(got.decision, decision) || (got.fail == nil) != (fail == nil) ||
 				fail != nil && (got.fail.Code != fail.Code || got.fail.Message != fail.Message) {
@@ -176,7 +176,7 @@ func TestAPairIsForgottenWithItsConstitutions(t *testing.T) {
 	for _, c := range []*constitution{one, two} {
 		s.loaded[c.src.digest] = c
 	}
-	if first := s.pairOf(one, two); first.both == nil || s.pairOf(one, two) != first {
+	if first := s.pairOf(one, two); !first.comparable || s.pairOf(one, two) != first {
 		t.Error("it is not kept")
 	}
 	s.drop(two.src.digest)

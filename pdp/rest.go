@@ -44,6 +44,17 @@ func ruleOf(file string) (string, bool) {
 	return name, inside && nested
 }
 
+// ruleFolders are all that a constitution has.
+func (c *constitution) ruleFolders() map[string]bool {
+	folders := map[string]bool{}
+	for _, file := range c.src.files {
+		if rule, ok := ruleOf(file.path); ok && fileDecides(file.path) {
+			folders[rule] = true
+		}
+	}
+	return folders
+}
+
 // rest is everything outside of some rule folders, and what it can ask of them.
 type rest struct {
 	folders map[string]bool

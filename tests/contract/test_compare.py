@@ -1,10 +1,12 @@
 """Two constitutions asked at once answer as each does alone.
 
 A candidate that differs from the original in rules alone is not evaluated where its rules say what the original's say
-(docs/decisions/trying_a_constitution.md). Here both are made up, and so is the rest that asks the rules.
+(docs/decisions/trying_a_constitution.md), and neither where an earlier message agrees with it in all that is read. Here
+both are made up, so is the rest that asks the rules, and messages have parts of earlier ones.
 """
 
 import asyncio
+import copy
 import os
 import random
 import shutil
@@ -14,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 import pytest_asyncio
 
@@ -50,7 +53,10 @@ FIELDS = {
         "limit := N", "limit := N.0", "limit := input.message.priority", "limit := data.bus.rules.RULE.level",
         "limit := 1 / (input.message.priority - N)",
     ),
-    "code": ("code := V", "code := input.message.type", 'code := "other" if input.message.priority > N'),
+    "code": (
+        "code := V", "code := input.message.type", 'code := "other" if input.message.priority > N',
+        "code := 6 / (input.message.priority - N)",
+    ),
     "message": tuple(way for way in SAYINGS if way.startswith("message")),
     "marks": ("marks contains V", "marks contains input.message.type", "marks[input.message.type] := V"),
     "same": ("same(x) := x", "same(x) := [x]", "same(x) := N if x != V"),
@@ -131,6 +137,29 @@ class Pairs(Author):
         return Rule(admits, said, self._chance.choice(LEVELS), more)
 
 
+def akin(traffic: Traffic, chance: random.Random, number: int) -> list[bytes]:
+    """So many inputs; most are an earlier one with some parts of another, so that they agree in much."""
+    seen = [orjson.loads(traffic.document()) for _ in range(number // 4)]
+    while len(seen) < number:
+        one, other = (copy.deepcopy(chance.choice(seen)) for _ in range(2))
+        for _ in range(chance.choice((0, 1, 1, 2))):
+            _exchange(one, other, chance)
+        seen.append(one)
+    return [orjson.dumps(one) for one in seen]
+
+
+def _exchange(one: dict[str, Any], other: dict[str, Any], chance: random.Random) -> None:
+    """Gives `one` a part that `other` has, or takes one that it has not, however deep."""
+    name = chance.choice(sorted({*one, *other}))
+    mine, theirs = one.get(name), other.get(name)
+    if isinstance(mine, dict) and isinstance(theirs, dict) and (mine or theirs) and chance.random() < 0.8:
+        _exchange(mine, theirs, chance)
+    elif name in other:
+        one[name] = theirs
+    else:
+        del one[name]
+
+
 @pytest_asyncio.fixture
 async def worker() -> AsyncIterator[WorkerEngine]:
     """The embedded engine."""
@@ -167,7 +196,7 @@ async def test_together_as_alone_under_the_starter_constitution(
     worker: WorkerEngine, tmp_path: Path, seed: int
 ) -> None:
     """Under a budget for others and at other hours each message is answered as under that constitution alone."""
-    traffic = Traffic(random.Random(seed))
+    chance = random.Random(seed)
     candidate = tmp_path / "candidate"
     shutil.copytree(MAIN.parent.parent, candidate)
     for rule, old, new in (("daily_budget", "payments", "flights"), ("office_hours", "18", "12")):
@@ -175,7 +204,7 @@ async def test_together_as_alone_under_the_starter_constitution(
         assert old in settings.read_text()
         settings.write_text(settings.read_text().replace(old, new))
     digests = [(await worker.load(path)).digest for path in (MAIN.parent.parent, candidate)]
-    counted = await both_ways(worker, digests, [traffic.document() for _ in range(MESSAGES * 10)])
+    counted = await both_ways(worker, digests, akin(Traffic(chance), chance, MESSAGES * 10))
     assert counted["different"] > 0
     assert counted["asked once"] > counted["different"]
 
@@ -194,8 +223,9 @@ async def test_together_as_alone_under_made_up_constitutions(worker: WorkerEngin
         except ConstitutionRejected:
             counted["rejected"] += 1
             continue
-        counted += await both_ways(worker, digests, [traffic.document() for _ in range(MESSAGES)])
+        counted += await both_ways(worker, digests, akin(traffic, chance, MESSAGES))
         for digest in set(digests):
             await worker.drop(digest)
     assert counted["rejected"] < PAIRS / 2, counted
-    assert min(counted["asked once"], counted["asked twice"], counted["different"], counted["errors"]) > PAIRS, counted
+    assert counted["errors"] > 0, counted
+    assert min(counted["asked once"], counted["asked twice"], counted["different"]) > PAIRS, counted
