@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -50,14 +49,12 @@ class Laws:
         self._ready[law.digest] = law
         self._users[law.digest] = 1
 
-    @contextmanager
-    def in_use(self, digest: str) -> Iterator[None]:
-        """As long as it is asked it is not dropped."""
+    def use(self, digest: str) -> None:
+        """As long as it is asked, until `leave`, it is not dropped."""
         self._users[digest] = self._users.get(digest, 0) + 1
-        try:
-            yield
-        finally:
-            self._users[digest] -= 1
+
+    def leave(self, digest: str) -> None:
+        self._users[digest] -= 1
 
     async def find(self, digest: str) -> Law | str:
         """The constitution, or a key of WHY."""
@@ -252,12 +249,15 @@ async def _compare(asking: Asking, laws: Laws, tally: Tally, decision: Decision,
     if old is not None:
         (before, facts), answer = await asking.ask_first(Question.of(old, decision), then)
     else:
-        with laws.in_use(decision.constitution):
+        laws.use(decision.constitution)
+        try:
             law = await laws.find(decision.constitution)
             if isinstance(law, str):
                 tally.unasked(Unasked(decision.seq, decision.message_id, law))
                 return
             (before, facts), answer = await asking.ask_first(Question.of(law, decision), then)
+        finally:
+            laws.leave(decision.constitution)
         if not tally.replayed(decision, before):
             return
     after, other_facts = await asking.ask(then, answer)

@@ -6,8 +6,9 @@ Not here: where decisions are kept (cli), and what becomes of the answers (backt
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -19,6 +20,7 @@ Json: TypeAlias = Any
 Path: TypeAlias = tuple[str, ...]
 PAYLOAD: Final = ("message", "payload")
 MANIFEST: Final = ".manifest"
+PLACES_MAX: Final = 64  # of different constitutions
 
 #: Why a recorded decision cannot be asked again, and what that means.
 WHY: Final = {
@@ -60,7 +62,7 @@ class Decision:
     body: bytes
     _payload: Json = None
     _unruled: bytes | None = None  # the input without what names the constitution, as the engine takes it
-    _read: tuple[Sequence[Path], bytes] | None = None  # what was read at which paths
+    _read: tuple[Places, bytes] | None = None  # what was read, and where
 
     @property
     def payload(self) -> Json:
@@ -84,16 +86,27 @@ class Decision:
             self._unruled = orjson.dumps({**rest, "message": message})
         return b'%s,"constitution":%s}' % (self._unruled[:-1], orjson.dumps(document["constitution"]))
 
-    def at(self, paths: Sequence[Path]) -> bytes:
-        """The values at paths of the input that no constitution changes, absent and null apart."""
-        if self._read is None or self._read[0] != paths:
+    def at(self, places: Places) -> bytes:
+        """The values at these places of the input, absent and null apart."""
+        if self._read is None or self._read[0] is not places:
             document = self.document
-            if any(path[:2] == PAYLOAD and path != PAYLOAD for path in paths):
+            if places.in_payload:
                 document = {**document, "message": {**document["message"], "payload": self.payload}}
-            values = [_at(document, path) for path in paths if path != PAYLOAD]
-            found = orjson.dumps(values, option=orjson.OPT_SORT_KEYS)
-            self._read = (paths, found + self.body if PAYLOAD in paths else found)
+            found = _values(document, places.paths)
+            self._read = (places, found + self.body if places.whole_payload else found)
         return self._read[1]
+
+
+class Places:
+    """Where constitutions that read the same read the input, but for what names a constitution."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.whole_payload = PAYLOAD in paths  # then it is compared as the bytes that it came in
+        self.paths = tuple(path for path in paths if path != PAYLOAD)
+        self.in_payload = any(path[:2] == PAYLOAD for path in self.paths)
+
+
+_places: Final = lru_cache(maxsize=PLACES_MAX)(Places)  # one for each, so that its identity tells
 
 
 class Law:
@@ -106,7 +119,7 @@ class Law:
         self.rules = loaded.rules
         self._cacheable = loaded.cacheable
         self._whole = bool({(), ("message",)} & set(loaded.read_paths))
-        self._paths = tuple(path for path in loaded.read_paths if path[:1] != ("constitution",))
+        self._places = _places(tuple(path for path in loaded.read_paths if path[:1] != ("constitution",)))
         self._own_paths = tuple(path for path in loaded.read_paths if path[:1] == ("constitution",))
         self._knows_itself = not loaded.cacheable or () in loaded.read_paths or bool(self._own_paths)
         self._seed = bytes.fromhex(loaded.digest) if files is None else deciding(files)
@@ -125,8 +138,9 @@ class Law:
         if self._whole:
             read = decision.question(document)
         else:
-            own = [_at(document, path) for path in self._own_paths]
-            read = orjson.dumps(own, option=orjson.OPT_SORT_KEYS) + decision.at(self._paths)
+            read = decision.at(self._places)
+            if self._own_paths:
+                read = _values(document, self._own_paths) + read
         return sha256(self._seed + read).digest()
 
 
@@ -142,10 +156,16 @@ def _decides(name: str) -> bool:
     return not name.endswith((".md", "_test.rego")) and name not in (MANIFEST, ".signatures.json")
 
 
-def _at(node: Json, path: Path) -> tuple[Json, ...]:
-    """(value,), or () where the path leads nowhere."""
-    for step in path:
-        if type(node) is not dict or step not in node:
-            return ()
-        node = node[step]
-    return (node,)
+def _values(document: dict[str, Json], paths: Sequence[Path]) -> bytes:
+    """A list of what stands at each path, in a list, or of an empty one where it leads nowhere."""
+    values: list[tuple[Json, ...]] = []
+    for path in paths:
+        node: Json = document
+        for step in path:
+            if type(node) is not dict or step not in node:
+                values.append(())
+                break
+            node = node[step]
+        else:
+            values.append((node,))
+    return orjson.dumps(values, option=orjson.OPT_SORT_KEYS)
