@@ -54,7 +54,7 @@ class Ticket(NamedTuple):
     revision: int
     issued_us: int
     expires_us: int
-    nonce: str  # hex, 32 to 128 digits
+    nonce: str  # 16 to 64 bytes in hex
     answers: Ended | None = None
 
 

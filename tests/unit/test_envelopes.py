@@ -169,6 +169,18 @@ def test_wishes_are_well_formed(field: str, value: object) -> None:
     assert bad.value.code == "malformed"
 
 
+@pytest.mark.parametrize("name", ["v", "origin", "agent", "tenant", "nonce", "wants"])
+def test_each_field_of_an_answer_is_of_its_kind(name: str) -> None:
+    """Or it is a bad letter, and no other error."""
+    challenges = Challenges(NODE.name, b"s" * 32)
+    document = orjson.loads(decode(seal_join(DESK, challenges.issue(CHANCE, NOW))).payload)
+    for value in [*BAD, "0" * 33, "0" * 81, "0" * 32, "0" * 129, NODE.name + "x"]:
+        letter = encode(JOIN, orjson.dumps({**document, name: value}), DESK)
+        with pytest.raises(BadLetter) as bad:
+            open_join(letter, challenges, KEYS, NOW)
+        assert bad.value.code in {"malformed", "identity_unproven"}
+
+
 def test_a_challenge_is_of_the_node_that_signed_it() -> None:
     """An agent that knows its node answers no other."""
     other = Signer("bus-1/node-b", Ed25519PrivateKey.from_private_bytes(b"b" * 32))

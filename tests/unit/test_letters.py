@@ -225,6 +225,14 @@ def test_what_is_no_such_envelope_is_malformed(how: str) -> None:
     assert refused(changed).code == "malformed"
 
 
+@pytest.mark.parametrize("length", [0, 1, 32, 63, 65, 128])
+def test_a_signature_has_its_length(length: int) -> None:
+    """Any other number of bytes is no signature, and no other error."""
+    letter = json.loads(LETTER)
+    letter["signatures"][0]["sig"] = base64.b64encode(b"s" * length).decode()
+    assert refused(json.dumps(letter).encode()).code == "identity_unproven"
+
+
 def test_a_key_that_stands_twice_is_malformed() -> None:
     """Two readers could take two of them."""
     twice = LETTER.replace(b'{"payload":', b'{"payloadType":"application/vnd.eab.notice+json","payload":', 1)
@@ -420,7 +428,7 @@ def test_every_field_of_a_message_is_among_those() -> None:
 
 
 WRONG: Final[list[Any]] = [None, "", 0, -1, 1.5, True, 2**53, "A" * 400, "\N{SNOWMAN}", [], {}]
-BAD: Final[list[Any]] = [*WRONG, "desk\n", " desk", "x/y", "#", "ab"]
+BAD: Final[list[Any]] = [*WRONG, "desk\n", " desk", "x/y", "#", "ab", "0" * 33]
 
 
 @pytest.mark.parametrize("kind", LETTERS)
