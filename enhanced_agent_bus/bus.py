@@ -68,6 +68,7 @@ from enhanced_agent_bus.road.desk import Desk, handling_now
 from enhanced_agent_bus.road.endings import Endings
 from enhanced_agent_bus.road.erasing import Erasing
 from enhanced_agent_bus.road.mailroom import Mailroom
+from enhanced_agent_bus.road.nodes import Joined, Nodes
 from enhanced_agent_bus.road.recovering import Recovering
 from enhanced_agent_bus.road.replies import Replies
 from enhanced_agent_bus.road.rescue import Rescue
@@ -106,6 +107,7 @@ class AgentBus:
         spare: Spare,
         note_blocked: Callable[[BlockedLoop | None], None],
         listener: Listener | None = None,
+        joined: Joined | None = None,
     ) -> None:
         self._desk = desk = Desk(
             settings=settings,
@@ -137,6 +139,10 @@ class AgentBus:
         self._erasing = Erasing(desk)
         replies = Replies(desk, self._endings, self._rescue, self._sending)
         self._deliberating = Deliberating(desk, self._endings, self._mailroom, self._rescue)
+        self._nodes = None
+        if joined is not None:
+            stations = (desk, self._endings, self._mailroom, self._rescue, self._sending, replies)
+            self._nodes = Nodes(joined, *stations, let_go=self._let_go)
         self._carriage = Carriage(desk, self._endings, self._mailroom, self._rescue, replies)
         self.watchdog = Watchdog(self._carriage.agent_of, note_blocked, self._was_blocked)
         self._blocked: deque[BlockedLoop] = deque(maxlen=BLOCKED_KEPT)
@@ -160,12 +166,14 @@ class AgentBus:
         retry: Retry | Mapping[str, Retry] | None = None,
         when_full: str | None = None,
         constitution: str = "latest",
+        shared: bool = False,
     ) -> Agent:
         """Registers an agent, durably; a later process that opens the home takes it up again under the same names.
 
         `timeout` is seconds for one handler run, `concurrency` how many run at once. `retry` may name one a message
-        type, {"command": Retry.manual()}; the other types are retried as the settings say.
-        Raises: AgentExists; ValueError for a name that is none; AuditUnavailable; BusClosed.
+        type, {"command": Retry.manual()}; the other types are retried as the settings say. On a bus of several nodes
+        an agent is on one of them, or, `shared`, on all that register it so: each message goes to one.
+        Raises: AgentExists; ValueError for a name that is none; AuditUnavailable; BusClosed; TransportAway.
         """
         self._desk.require_open()
         delivery, recovery = self._desk.settings.delivery, self._desk.settings.recovery
@@ -191,13 +199,10 @@ class AgentBus:
         before = self._desk.registry.row(agent_id)
         party = self._desk.registry.claim(row)
         try:
-            await self._desk.write(
-                Entry(
-                    "agent",
-                    {"event": "registered", **_agent_fields(row), "has_handler": handler is not None},
-                    agent=row,
-                )
-            )
+            fields = {"event": "registered", **_agent_fields(row), "has_handler": handler is not None}
+            if self._nodes is not None and (gone := await self._nodes.register(row, shared=shared)) is not None:
+                fields["taken_over_from"] = gone
+            await self._desk.write(Entry("agent", fields, agent=row))
         except BaseException as error:
             # Cancelled, it is on its way to the disk all the same: then it is remembered, and not live.
             self._desk.registry.release(agent_id, forget=row if isinstance(error, asyncio.CancelledError) else before)
@@ -220,6 +225,8 @@ class AgentBus:
                 parcel.state = "queued"
             for _ in range(concurrency or delivery.concurrency):
                 self._carriage.start_worker(post)
+            if self._nodes is not None:
+                await self._nodes.serve(agent_id)
         return Agent(self, party)
 
     async def agent(self, agent_id: str) -> Agent:
@@ -246,10 +253,14 @@ class AgentBus:
             return await self.agent(agent_id)
 
     def agents(self) -> list[AgentInfo]:
-        """Everyone who is registered, in this process or in the home."""
-        found: list[AgentInfo] = []
-        for row in self._desk.registry.rows():
-            if row.live:
+        """Everyone who is registered: in this process, in the home, or on another node."""
+        registry = self._desk.registry
+        found = [
+            AgentInfo(*row[:-1], live=False, has_handler=False, waiting=0, nodes=nodes)
+            for row, nodes in registry.abroad()
+        ]
+        for row in registry.rows():
+            if row.live and not registry.nodes_of(row.id):
                 post = self._desk.posts.get(row.id)
                 found.append(
                     AgentInfo(
@@ -265,7 +276,7 @@ class AgentBus:
                         breaker="closed" if post is None else post.breaker.state(self._desk.clock.monotonic()),
                     )
                 )
-        return found
+        return sorted(found, key=lambda info: info.id)
 
     async def activate(
         self,
@@ -487,6 +498,7 @@ class AgentBus:
             recovery_paused=self._desk.recoveries.paused,
             blocked=tuple(self._blocked),
             witnesses=tuple(self._witnesses.infos()),
+            nodes=tuple(self._nodes.roster.infos()) if self._nodes is not None else (),
         )
 
     def _was_blocked(self, blocked: BlockedLoop) -> None:
@@ -513,6 +525,7 @@ class AgentBus:
             *self._witnesses.weakenings,
             *self._desk.ledger.weakenings,
             *self._engine.weakenings,
+            *(self._nodes.weakenings if self._nodes is not None else ()),
         }
         for active in (admission.active, *(() if admission.rollout is None else (admission.rollout.candidate,))):
             if active.loaded.source == "folder":
@@ -572,19 +585,26 @@ class AgentBus:
 
     async def start(self) -> None:
         """Takes up what was accepted and has not ended, to be decided anew; records that the bus is open."""
+        if self._nodes is not None:
+            await self._nodes.join()
         await self._desk.write(Entry("opened", {"security_state": self.security_state(), **_moment(self._desk.clock)}))
         after = -1
-        while page := self._desk.ledger.waiting(["queued", "retrying", "parked", "held"], after_seq=after):
+        states = ["queued", "retrying", "parked", "held", "handed_over"]
+        while page := self._desk.ledger.waiting(states, after_seq=after):
             for stored in page:
                 self._take_up(stored)
             after = page[-1].seq
         await self._erasing.finish()
         self._erasing.start()
+        if self._nodes is not None:
+            await self._nodes.start()
         self._desk.runs.forget()  # in the order of the log: what was noted of them is on its way to the disk before it
 
     def _take_up(self, stored: StoredMessage) -> None:
         parcel = self._rescue.parcel_of(stored)
         self._desk.live[parcel.envelope.id] = parcel
+        if self._nodes is not None and self._nodes.takes_up(stored, parcel):
+            return
         if (
             parcel.envelope.type in ("response", *REPLY_TYPES.values())
             and parcel.cause is not None
@@ -629,8 +649,10 @@ class AgentBus:
                 self._desk.registry.restore(row, party)
 
         await self._desk.write(Entry("agent", {"event": "unregistered", **_agent_fields(gone)}, agent=gone), then)
+        if self._nodes is not None:
+            await self._nodes.unregister(row)
 
-    def _dismiss(self, agent_id: str) -> None:
+    def _let_go(self, agent_id: str) -> None:
         """An agent has gone: who is handling a message for it finishes, and serves no later registration."""
         post = self._desk.post(agent_id)
         post.handler = None
@@ -638,6 +660,10 @@ class AgentBus:
         post.workers.clear()
         for task in idle:
             task.cancel()
+
+    def _dismiss(self, agent_id: str) -> None:
+        """An agent was unregistered: what waits for it are dead letters."""
+        self._let_go(agent_id)
         for parcel in list(self._desk.live.values()):
             waits = parcel.state in ("queued", "parked", "retrying") and not parcel.ending
             if waits and parcel.envelope.recipient == agent_id:
@@ -661,6 +687,8 @@ class AgentBus:
         await self._shadowing.close()
         await self.charter.close()
         await self._carriage.stop(WORKERS_SECONDS_MAX)
+        if self._nodes is not None:
+            await self._nodes.stop()
         drained = Drained(endings.delivered - delivered, len(desk.live), endings.dead_lettered - dead_lettered)
         fields = {"delivered": drained.delivered, "kept": drained.kept, "dead_lettered": drained.dead_lettered}
         entry = Entry("closed", {**fields, "security_state": self.security_state(), **_moment(desk.clock)})

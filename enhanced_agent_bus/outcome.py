@@ -210,7 +210,7 @@ class Retention:
 
 @dataclass(frozen=True, slots=True)
 class AgentInfo:
-    """A registration, live in this process or remembered by the home."""
+    """A registration: live in this process, on other nodes of the bus, or remembered by the home."""
 
     id: str
     tenant: str
@@ -222,6 +222,7 @@ class AgentInfo:
     has_handler: bool
     waiting: int
     breaker: str = "closed"  # or open, or half_open
+    nodes: tuple[str, ...] = ()  # the other nodes that have it
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +305,15 @@ class WitnessInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """One node of the bus: whether its lease holds, and how long ago it was renewed, as far as this node has heard."""
+
+    node: str
+    alive: bool
+    heard_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The state of the bus, with every weakening that is in force."""
 
@@ -324,3 +334,4 @@ class Status:
     recovery_paused: bool = False
     blocked: tuple[BlockedLoop, ...] = ()  # the newest times that the event loop stood still, oldest first
     witnesses: tuple[WitnessInfo, ...] = ()
+    nodes: tuple[NodeInfo, ...] = ()  # where the bus has more than this one

@@ -460,6 +460,10 @@ class Ledger(Protocol):
         """The stored bytes of one record. Raises: KeyError."""
         ...
 
+    def decision(self, message_id: str, decision_id: str) -> bytes | None:
+        """The stored bytes of one decision on a message; None when there is none, or it is kept no more."""
+        ...
+
     def texts(self, seq: int) -> bytes | None:
         """What stands apart from one record, as it was put; None when there is nothing, or no longer."""
         ...

@@ -32,9 +32,14 @@ from enhanced_agent_bus.message import shown
 
 PREFIX = "EAB_"
 EMBEDDED = "embedded"
-POLICY_FILES = ("token_file", "tls_ca", "tls_cert", "tls_key")
-AUDIT_FILES = ("mask",)
-TRANSPORT_FILES = ("creds_file", "nkey_file", "tls_ca", "tls_cert", "tls_key")
+SEVERAL = ("constitution.trust", "transport.nodes")  # of paths
+#: Keys that name files, or lists of them, by section.
+PATHS = {
+    "constitution": ("path", "trust"),
+    "policy": ("token_file", "tls_ca", "tls_cert", "tls_key"),
+    "audit": ("mask",),
+    "transport": ("nodes", "creds_file", "nkey_file", "tls_ca", "tls_cert", "tls_key"),
+}
 ALONE = "memory://"
 #: Variables with our prefix that are not settings; the last one is for this package's own tests.
 OTHER_VARIABLES = frozenset({"EAB_HOME", "EAB_FAULTPOINT", "EAB_DEBUG", "EAB_HYPOTHESIS"})
@@ -257,6 +262,11 @@ class Transport(Section):
         AfterValidator(_transport),
         Field(description='"memory://", "memory://NAME", "nats://host:port" or "tls://host:port", several with commas'),
     ] = ALONE
+    name: Annotated[
+        str, Field(pattern=r"^[A-Za-z0-9_-]{1,32}$", description="letters, digits, _ and -, at most 32")
+    ] = "eab"  # of the bus, where a server has several
+    lease_seconds: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    nodes: tuple[Path, ...] = ()  # public keys of nodes; with any, only these are believed
     creds_file: Path | None = None
     nkey_file: Path | None = None
     tls_ca: Path | None = None
@@ -301,12 +311,9 @@ def load_settings(home: Path | None, given: Mapping[str, Any] | None = None) -> 
     _merge(merged, _from_environment(os.environ))
     _merge(merged, {key: value for key, value in (given or {}).items() if value is not None})
     try:
-        settings = Settings.model_validate(merged)
+        return Settings.model_validate(merged)
     except ValidationError as error:
         raise _explained(error) from None
-    if settings.transport.url != ALONE:  # until a bus takes letters from other nodes
-        raise ConfigInvalid("no node can be joined by transport.url yet", remedy=f"leave it out, or write {ALONE}")
-    return settings
 
 
 def _from_file(path: Path) -> dict[str, Any]:
@@ -321,18 +328,14 @@ def _from_file(path: Path) -> dict[str, Any]:
         raise ConfigInvalid(f"{path} is not TOML: {error}", remedy="mend the line named, or remove the file") from None
     except OSError as error:
         raise ConfigInvalid(f"{path} cannot be read: {error.strerror}", remedy="check its permissions") from None
-    section = values.get("constitution")
-    if isinstance(section, dict):  # paths are relative to the file that says them
-        if isinstance(section.get("path"), str):
-            section["path"] = str(path.parent / section["path"])
-        if isinstance(section.get("trust"), list):
-            section["trust"] = [str(path.parent / one) if isinstance(one, str) else one for one in section["trust"]]
-    for name, keys in (("policy", POLICY_FILES), ("audit", AUDIT_FILES), ("transport", TRANSPORT_FILES)):
+    for name, keys in PATHS.items():  # relative to the file that says them
         section = values.get(name)
         if isinstance(section, dict):
             for key in keys:
                 if isinstance(section.get(key), str):
                     section[key] = str(path.parent / section[key])
+                elif isinstance(section.get(key), list):
+                    section[key] = [str(path.parent / one) if isinstance(one, str) else one for one in section[key]]
     audit = values.get("audit")
     if isinstance(audit, dict) and isinstance(audit.get("witnesses"), list):
         audit["witnesses"] = [_beside(path.parent, one) for one in audit["witnesses"]]
@@ -359,7 +362,7 @@ def _from_environment(variables: Mapping[str, str]) -> dict[str, Any]:
             raise ConfigInvalid(f"the variable {name} is no setting", remedy=f"did you mean {known}?")
         section, separator, rest = key.partition(".")
         if separator:
-            values.setdefault(section, {})[rest] = text.split(os.pathsep) if key == "constitution.trust" else text
+            values.setdefault(section, {})[rest] = text.split(os.pathsep) if key in SEVERAL else text
         else:
             values[section] = text
     return values

@@ -8,7 +8,7 @@ import random
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,16 +24,19 @@ from enhanced_agent_bus.clock import SystemClock
 from enhanced_agent_bus.control import ControlServer, socket_path
 from enhanced_agent_bus.engines.cache import DecisionCache
 from enhanced_agent_bus.engines.worker import WorkerEngine
-from enhanced_agent_bus.errors import ConfigInvalid, ConstitutionRejected, StoreCorrupt
-from enhanced_agent_bus.ledger.home import Home, is_new, open_home
+from enhanced_agent_bus.errors import ConfigInvalid, ConstitutionRejected, StoreCorrupt, TransportAway
+from enhanced_agent_bus.ledger.checkpoint import Signer
+from enhanced_agent_bus.ledger.home import Home, is_new, new_bus_id, new_node_id, open_home, read_names
 from enhanced_agent_bus.ledger.memory import MemoryLedger
 from enhanced_agent_bus.ledger.runs import NoRuns, Runs
 from enhanced_agent_bus.ledger.sqlite import SqliteLedger
+from enhanced_agent_bus.letters.keys import PublicKey, read_vkey
 from enhanced_agent_bus.observe.telemetry import listener_for
 from enhanced_agent_bus.outcome import BlockedLoop, WitnessInfo
-from enhanced_agent_bus.ports import Clock, Gate, Ledger, Witnesses
+from enhanced_agent_bus.ports import Clock, Conflict, Gate, Ledger, Transport, Witnesses
+from enhanced_agent_bus.road.nodes import Joined
 from enhanced_agent_bus.routing.registry import Registry
-from enhanced_agent_bus.settings import EMBEDDED, Policy, Settings, load_settings
+from enhanced_agent_bus.settings import ALONE, EMBEDDED, Policy, Settings, load_settings
 from enhanced_agent_bus.witness.keeper import Keeper
 from enhanced_agent_bus.witness.places import require_outside, witness_at
 
@@ -83,7 +86,9 @@ async def _build(
     stack: AsyncExitStack, folder: Path | None, settings: Settings, gates: Sequence[Gate], clock: Clock
 ) -> AgentBus:
     trust = [signing.public_pem(path) for path in settings.constitution.trust]
-    place, ledger, constitutions_folder, witnesses = await _ledger(stack, folder, settings, clock)
+    transport = await _transport(stack, settings)
+    bus_id = None if transport is None else await _bus_id(transport, folder)
+    place, ledger, constitutions_folder, witnesses = await _ledger(stack, folder, settings, clock, bus_id)
     policy = settings.policy
     engine = await _engine(policy)
     stack.push_async_callback(engine.close)
@@ -129,6 +134,7 @@ async def _build(
         home=str(folder) if folder is not None else MEMORY,
         note_blocked=_unnoted if place is None else place.note_blocked,
         spare=partial(WorkerEngine.start, workers=1, memory_mb=policy.memory_mb),
+        joined=None if transport is None else _joined(transport, place, ledger, settings),
     )
     if place is not None:
         _require_mark(place, ledger)
@@ -156,6 +162,72 @@ async def _build(
         stack.push_async_callback(server.close)
         place.lock.announce(path)
     return bus
+
+
+async def _transport(stack: AsyncExitStack, settings: Settings) -> Transport | None:
+    """What joins this bus with others; None where it is the only node."""
+    given, dedup_seconds = settings.transport, settings.limits.dedup_seconds
+    if given.url == ALONE:
+        return None
+    transport: Transport
+    if given.url.startswith(ALONE):
+        from enhanced_agent_bus.transports.memory import open_memory  # noqa: PLC0415 - a bus of one node needs none
+
+        transport = open_memory(given.url, dedup_seconds=dedup_seconds)
+    else:
+        from enhanced_agent_bus.transports.access import Access  # noqa: PLC0415
+        from enhanced_agent_bus.transports.nats import open_nats  # noqa: PLC0415
+
+        files = (given.creds_file, given.nkey_file, given.tls_ca, given.tls_cert, given.tls_key)
+        transport = await open_nats(
+            Access(given.url, *files),
+            given.name,
+            dedup_seconds=dedup_seconds,
+            replicas=given.replicas,
+            monitor=given.monitor,
+        )
+    stack.push_async_callback(transport.close)
+    return transport
+
+
+def _believed(settings: Settings) -> dict[str, PublicKey] | None:
+    """The keys of the nodes that are trusted, by origin; None for all that are listed. Raises: ConfigInvalid."""
+    found = {}
+    for path in settings.transport.nodes:
+        try:
+            origin, key = read_vkey(path.read_text(encoding="ascii"))
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else str(error)
+            raise ConfigInvalid(
+                f"the key {path}, which transport.nodes names, cannot be used: {why}",
+                remedy="copy keys/node.vkey of that node's home to it",
+            ) from None
+        found[origin] = key
+    return found or None
+
+
+async def _bus_id(transport: Transport, folder: Path | None) -> str:
+    """The id that all nodes of the bus have: the first one's. Raises: ConfigInvalid; TransportAway."""
+    bucket = await transport.bucket("bus")
+    own = None if folder is None or is_new(folder) else read_names(folder / "home.json")["bus"]
+    for _ in range(2):
+        item = await bucket.get("id")
+        if item is not None and item.value is not None:
+            found = item.value.decode()
+            if own not in (None, found):
+                raise ConfigInvalid(
+                    f"the home {folder} is of the bus {own}, and the nodes at {transport.url} are of {found}",
+                    remedy="join them with a new home, or give this bus a transport of its own",
+                )
+            return found
+        with suppress(Conflict):
+            await bucket.swap("id", (own or new_bus_id()).encode(), 0)
+    raise TransportAway(f"{transport.url} does not keep what it is given")
+
+
+def _joined(transport: Transport, place: Home | None, ledger: Ledger, settings: Settings) -> Joined:
+    signer = Signer.fresh(f"{ledger.bus}/{ledger.node}") if place is None else place.node_signer
+    return Joined(transport, signer, _believed(settings), settings.transport.lease_seconds)
 
 
 def _weakenings(settings: Settings, clock: Clock) -> list[str]:
@@ -217,16 +289,16 @@ async def _engine(policy: Policy) -> WorkerEngine | ServerEngine:
 
 
 async def _ledger(
-    stack: AsyncExitStack, folder: Path | None, settings: Settings, clock: Clock
+    stack: AsyncExitStack, folder: Path | None, settings: Settings, clock: Clock, bus_id: str | None
 ) -> tuple[Home | None, Ledger, Path, Witnesses]:
     if folder is None:
-        memory = MemoryLedger(clock=clock)
+        memory = MemoryLedger(clock=clock, **({} if bus_id is None else {"bus": bus_id, "node": new_node_id()}))
         stack.push_async_callback(memory.close)
         return None, memory, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="eab-"))), NoWitness()
     for url in settings.audit.witnesses:
         require_outside(url, folder)
     places = [witness_at(url) for url in settings.audit.witnesses]
-    home = open_home(folder)
+    home = open_home(folder, bus=bus_id)
     stack.callback(home.release)
     witnesses: Witnesses = NoWitness()
     if places:

@@ -45,7 +45,8 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "wiring": VALUES
     | STATIONS
     | FILLERS
-    | {"ports", "settings", "bus", "clock", "control", "faultpoints", "letters", "observe", "witness"}
+    | {"ports", "settings", "bus", "road", "clock", "control", "faultpoints", "letters", "observe", "witness"}
+    | {"transports"}
     | {"authoring"},  # keys
     "witness": VALUES | {"ports", "audit", "control", "ledger"},  # of audit, finding notes and opening a log to read
     "audit": VALUES | {"ports"},  # `audit/verify.py` nobody at all: see below

@@ -329,6 +329,9 @@ class VirtualLedger:
     def record(self, seq: int) -> bytes:
         return self._store.record(seq)
 
+    def decision(self, message_id: str, decision_id: str) -> bytes | None:
+        return self._store.decision(message_id, decision_id)
+
     def texts(self, seq: int) -> bytes | None:
         return self._store.texts(seq)
 

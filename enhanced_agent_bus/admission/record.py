@@ -75,6 +75,8 @@ class Told(NamedTuple):
             "headers": envelope.headers_commitment,
             "eval_us": self.eval_us,
         }
+        if case.ticket is not None:
+            fields["ticket"] = case.ticket
         if texts is not None:
             fields["texts"] = texts
         return fields

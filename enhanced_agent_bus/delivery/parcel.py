@@ -10,7 +10,25 @@ from typing import Any
 from enhanced_agent_bus.errors import BusClosed
 from enhanced_agent_bus.message import Envelope, Message
 from enhanced_agent_bus.outcome import Outcome
+from enhanced_agent_bus.ports import Handed
 from enhanced_agent_bus.verdict import Approval, Hold, Reason, Recorded
+
+
+@dataclass(slots=True, eq=False)
+class Arrival:
+    """How a message came from another node: the letter in hand, and what its sender's node said of it.
+
+    There is no letter in hand of what is replayed here: its first one was settled when it ended before.
+    """
+
+    handed: Handed | None
+    origin: str  # the log that has its allow: <bus>/<node>
+    decision_id: str
+    answer: asyncio.Future[None] | None = None  # its reply's letter, which brings its end as well, once that is taken
+
+    @property
+    def node(self) -> str:
+        return self.origin.rpartition("/")[2]
 
 
 @dataclass(slots=True, eq=False)
@@ -54,6 +72,8 @@ class Parcel:
     interrupted: bool = False  # its process ended while its handler ran
     undecided: int = 0  # how often in a row nobody could say whether it may go on
     error: str | None = None  # the type of its handler's last error
+    arrival: Arrival | None = None  # it came from another node
+    ended_by: Mapping[str, Any] | None = None  # the record on another node's log that its end follows from
     trace: object = None  # what telemetry knows it by, where anybody listens
 
     def stop_timer(self) -> None:

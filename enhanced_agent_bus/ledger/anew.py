@@ -11,8 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from enhanced_agent_bus.ledger.checkpoint import Signer, Verifier, parse
 from enhanced_agent_bus.ledger.home import (
     PENDING,
@@ -42,7 +40,7 @@ def begin_anew(folder: Path, lock: HomeLock, why: str) -> Home:
     aside = folder / str(loss["aside"])
     _put_aside(folder, aside)
     bus, node = str(names["bus"]), f"node-{secrets.token_hex(4)}"
-    signer = Signer(f"{bus}/{node}", Ed25519PrivateKey.generate())
+    signer = Signer.fresh(f"{bus}/{node}")
     write_key(folder, signer)
     make_node_key(folder / "keys", signer.name)
     write_names(folder / "home.json", {**names, "node": node, PENDING: loss})

@@ -94,6 +94,11 @@ class Signer:
     name: str
     key: Ed25519PrivateKey
 
+    @classmethod
+    def fresh(cls, name: str) -> Signer:
+        """With a new key."""
+        return cls(name, Ed25519PrivateKey.generate())
+
     @property
     def verifier(self) -> Verifier:
         return Verifier(self.name, self.key.public_key())

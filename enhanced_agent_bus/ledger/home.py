@@ -144,7 +144,7 @@ class Home:
 
     def next_signer(self) -> Signer:
         """A new key under this log's name, kept until `take_next_key`. Raises: OSError."""
-        signer = Signer(self.origin, Ed25519PrivateKey.generate())
+        signer = Signer.fresh(self.origin)
         write_atomically(self.path / "keys" / _NEXT_KEY, _private(signer), mode=0o600)
         return signer
 
@@ -216,8 +216,8 @@ def is_new(path: Path) -> bool:
     return names <= {_PART} or (_UNFINISHED in names and names <= _MADE_HERE)
 
 
-def open_home(path: str | Path, *, make: bool = True) -> Home:
-    """Locks a home, and makes it first where there is none and `make` is set.
+def open_home(path: str | Path, *, make: bool = True, bus: str | None = None) -> Home:
+    """Locks a home, and makes it first where there is none and `make` is set, of the bus with this id if one is given.
 
     Raises: StoreLocked; StoreCorrupt, for a home with parts missing; ConfigInvalid, for a folder that is no home;
     AuditUnavailable, when the disk does not take it.
@@ -239,7 +239,7 @@ def open_home(path: str | Path, *, make: bool = True) -> Home:
         lock = HomeLock.take(folder)
         try:
             # Asked again: whoever had the lock until now may have made the home meanwhile.
-            return _make(folder, lock) if is_new(folder) else _recognise(folder, lock)
+            return _make(folder, lock, bus) if is_new(folder) else _recognise(folder, lock)
         except BaseException:
             lock.release()
             raise
@@ -248,6 +248,16 @@ def open_home(path: str | Path, *, make: bool = True) -> Home:
             f"the home {folder} cannot be written: {error.strerror}",
             remedy="look at its owner, and at the disk it is on",
         ) from error
+
+
+def new_bus_id() -> str:
+    """A name that no other bus has."""
+    return f"bus-{secrets.token_hex(6)}"
+
+
+def new_node_id() -> str:
+    """A name that no other node has."""
+    return f"node-{secrets.token_hex(4)}"
 
 
 def _no_home(folder: Path) -> ConfigInvalid | StoreCorrupt:
@@ -260,9 +270,9 @@ def _no_home(folder: Path) -> ConfigInvalid | StoreCorrupt:
     )
 
 
-def _make(folder: Path, lock: HomeLock) -> Home:
-    bus, node = f"bus-{secrets.token_hex(6)}", f"node-{secrets.token_hex(4)}"
-    signer = Signer(f"{bus}/{node}", Ed25519PrivateKey.generate())
+def _make(folder: Path, lock: HomeLock, bus: str | None) -> Home:
+    bus, node = bus or new_bus_id(), new_node_id()
+    signer = Signer.fresh(f"{bus}/{node}")
     # The names first, under a name that says "unfinished"; whatever an earlier attempt left is written over.
     write_atomically(folder / _UNFINISHED, _dump({"v": HOME_VERSION, "bus": bus, "node": node}))
     databases = ("bus.db", "bus.db-journal", "bus.db-wal", "bus.db-shm")
@@ -290,7 +300,7 @@ def write_key(folder: Path, signer: Signer) -> None:
 
 def make_node_key(folder: Path, origin: str) -> Signer:
     """The key first: a public one without it would be of a key that was lost."""
-    signer = Signer(origin, Ed25519PrivateKey.generate())
+    signer = Signer.fresh(origin)
     write_atomically(folder / _NODE_KEY, _private(signer), mode=0o600)
     _tell_node_key(folder, signer)
     return signer

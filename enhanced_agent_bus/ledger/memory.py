@@ -185,6 +185,14 @@ class MemoryLedger:
             raise KeyError(seq)
         return self._written([self._records[seq - first]])[0]
 
+    def decision(self, message_id: str, decision_id: str) -> bytes | None:
+        """Among the newest records, and the first ones of given ids."""
+        wanted = b'"decision_id":"%b"' % decision_id.encode()
+        kept = (item for item in reversed(self._records) if item[2].message_id == message_id)
+        bodies = (body for item in kept for body in self._written([item]))
+        firsts = (body for body, _ in self._firsts.values())
+        return next((body for body in (*bodies, *firsts) if wanted in body), None)
+
     def texts(self, seq: int) -> bytes | None:
         if seq in self._firsts:
             return self._firsts[seq][1]

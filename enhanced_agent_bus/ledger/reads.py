@@ -62,6 +62,10 @@ class Reads:
             raise KeyError(seq)
         return bytes(found[0][0])
 
+    def decision(self, message_id: str, decision_id: str) -> bytes | None:
+        found = self._all(sql.DECISION, (message_id, b'"decision_id":"%b"' % decision_id.encode()))
+        return bytes(found[0][0]) if found else None
+
     def texts(self, seq: int) -> bytes | None:
         found = self._all(sql.TEXTS, (seq,))
         return bytes(found[0][0]) if found else None

@@ -119,6 +119,9 @@ FACT_ROWS: Final = (
 AGENTS: Final = "SELECT agent FROM agents ORDER BY id"
 TEXTS: Final = "SELECT body FROM texts WHERE seq = ?"
 RECORD: Final = "SELECT body FROM records WHERE seq = ?"
+DECISION: Final = (
+    "SELECT body FROM records WHERE message_id = ? AND kind = 'decision' AND instr(body, ?) ORDER BY seq DESC LIMIT 1"
+)
 SETTING: Final = "SELECT value FROM settings WHERE key = ?"
 
 #: The row that says that something was erased whose bytes may still be somewhere in the files.

@@ -188,6 +188,9 @@ class SqliteLedger:
     def record(self, seq: int) -> bytes:
         return self._read().record(seq)
 
+    def decision(self, message_id: str, decision_id: str) -> bytes | None:
+        return self._read().decision(message_id, decision_id)
+
     def texts(self, seq: int) -> bytes | None:
         return self._read().texts(seq)
 

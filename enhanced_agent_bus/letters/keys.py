@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 from hashlib import sha256
-from typing import Final
+from typing import Final, TypeAlias
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+#: Of whoever is believed.
+PublicKey: TypeAlias = Ed25519PublicKey
 _ED25519: Final = b"\x01"  # the signature type of the signed-note format
 _ID_BYTES: Final = 4
 

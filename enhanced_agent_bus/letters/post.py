@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -20,16 +20,23 @@ _READ: Final[Mapping[str, Callable[[str, bytes], Notice | Question | Answered]]]
 }
 
 
+class TicketLetter(NamedTuple):
+    """A message on its way, and what it left with."""
+
+    envelope: Envelope
+    ticket: Ticket
+
+
 def open_letter(
     body: bytes,
     keys: Mapping[str, Ed25519PublicKey],
     *,
     payload_bytes: int = PAYLOAD_BYTES,
     depth: int = DEPTH,
-) -> tuple[Envelope, Ticket] | Notice | Question | Answered:
+) -> TicketLetter | Notice | Question | Answered:
     """What a node has written, when one of these has signed it as itself. `keys` are by origin. Raises: BadLetter."""
     signed = decode(body, bytes_max=bytes_max(payload_bytes))
     payload = verify(signed, KINDS, keys)
     if signed.payload_type == TICKET:
-        return read_ticket(signed.keyid, payload, payload_bytes=payload_bytes, depth=depth)
+        return TicketLetter(*read_ticket(signed.keyid, payload, payload_bytes=payload_bytes, depth=depth))
     return _READ[signed.payload_type](signed.keyid, payload)

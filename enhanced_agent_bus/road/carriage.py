@@ -125,6 +125,8 @@ class Carriage:
     def _holds(self, recorded: Recorded) -> bool:
         """Whether what was decided on is still so: the constitution, and who the recipient is."""
         admitted = recorded.admitted
+        if self._desk.cut_off() is not None:
+            return False
         if admitted.constitution != self._desk.admission.digest_for(admitted.envelope.conversation):
             return False
         party = self._desk.registry.party(admitted.recipient.id)

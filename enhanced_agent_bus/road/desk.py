@@ -30,7 +30,7 @@ from enhanced_agent_bus.retention.holds import SETTING, Holds
 from enhanced_agent_bus.routing.registry import Registry
 from enhanced_agent_bus.routing.router import Router
 from enhanced_agent_bus.settings import Settings
-from enhanced_agent_bus.verdict import Party, Recorded
+from enhanced_agent_bus.verdict import Party, Recorded, Refusal
 
 RECORD_SECONDS_MAX: Final = 10.0  # how long a send waits for the disk
 NOBODY: Final = Party("", "", (), (), "latest", {"id": "", "tenant": "", "roles": [], "capabilities": []})
@@ -159,6 +159,7 @@ class Desk:
         self.broken: BaseException | None = None
         self.stalled = False  # the last thing heard of the disk was a failure
         self.changed = asyncio.Event()
+        self.cut_off: Callable[[], Refusal | None] = _never_cut_off  # why nothing may be decided: other nodes are away
         ledger.on_failure = self.ledger_failed
 
     def post(self, agent_id: str) -> Post:
@@ -231,6 +232,11 @@ class Desk:
         ended = self.ledger.accounting()
         counts.update((state, ended[state]) for state in END_STATES)
         return {"accepted": sum(counts.values()), **counts}
+
+
+def _never_cut_off() -> Refusal | None:
+    """A bus of one node needs nobody."""
+    return None
 
 
 def disk_silent() -> AuditUnavailable:

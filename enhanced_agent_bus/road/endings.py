@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -41,6 +41,7 @@ class Endings:
         self._timer_us = 0
         self.delivered = 0  # by this process
         self.dead_lettered = 0
+        self.tell_node: Callable[[Parcel, Outcome, int], None] | None = None  # hears of what came from other nodes
 
     def end(
         self,
@@ -88,6 +89,8 @@ class Endings:
             "duration_us": duration_us,
             "error": {"type": error} if error is not None else None,
         }
+        if parcel.ended_by is not None:
+            fields["by"] = parcel.ended_by
         if parcel.delivered is not None:  # the policy's redaction came between
             fields["payload"] = parcel.delivered
             parcel.delivered = None  # of this attempt; what comes after it was not delivered
@@ -132,6 +135,8 @@ class Endings:
             self._desk.admission.facts.durable(facts)
             if outcome is not None:
                 self._ended(parcel, outcome)
+                if parcel.arrival is not None and self.tell_node is not None:
+                    self.tell_node(parcel, outcome, seq)
         written.settle(seq, failure)
 
     def _ended(self, parcel: Parcel, outcome: Outcome) -> None:
@@ -233,7 +238,7 @@ class Endings:
         earliest: Parcel | None = None
         earliest_us = math.inf
         for parcel in list(self._desk.live.values()):
-            if parcel.state == "in_flight" or parcel.ending:
+            if parcel.state in ("in_flight", "handed_over") or parcel.ending:
                 continue
             if parcel.manual:  # it waits for somebody, for as long as that takes
                 continue

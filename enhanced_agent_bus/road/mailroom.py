@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from enhanced_agent_bus.delivery.parcel import Parcel
@@ -19,11 +20,15 @@ class Mailroom:
     def __init__(self, desk: Desk, endings: Endings) -> None:
         self._desk = desk
         self._endings = endings
+        self.send_abroad: Callable[[Parcel], None] | None = None  # takes what is for agents of other nodes
 
     def carry(self, post: Post, parcel: Parcel) -> None:
         """Into the mailbox; `recorded` is the ticket, or a worker gets a new one first."""
         if self._desk.registry.party(post.agent_id) is None:
             self._endings.end(parcel, "dead_lettered", "handler_absent")
+            return
+        if self.send_abroad is not None and self._desk.registry.nodes_of(post.agent_id):
+            self.send_abroad(parcel)
             return
         if parcel.replier is not None and post.breaker.state(self._desk.clock.monotonic()) == "open":
             self._endings.end(parcel, "dead_lettered", "breaker_open", error=parcel.error)

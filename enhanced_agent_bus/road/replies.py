@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from enhanced_agent_bus.admission.draft import Shaped
 from enhanced_agent_bus.delivery.parcel import Parcel
 from enhanced_agent_bus.delivery.runner import Failed, Returned
@@ -22,6 +24,7 @@ class Replies:
         self._endings = endings
         self._rescue = rescue
         self._sending = sending
+        self.send_abroad: Callable[[Parcel, Parcel, int], None] | None = None  # takes a reply for another node
 
     async def answer(self, post: Post, parcel: Parcel, result: Returned, duration_us: int) -> None:
         """A reply is a message of its own, on the same road; what was asked has ended once that is decided."""
@@ -67,6 +70,10 @@ class Replies:
             lambda error: self._answered(parcel, reply, duration_us, allowed=allowed and error is None),
         )
 
+    def answered_abroad(self, asked: Parcel, reply: Parcel, duration_us: int, *, allowed: bool) -> None:
+        """The reply of an agent on another node was decided here too."""
+        self._answered(asked, reply, duration_us, allowed=allowed)
+
     def _answered(self, parcel: Parcel, reply: Parcel, duration_us: int, *, allowed: bool) -> None:
         """The decision on a reply is on disk, or could not be written."""
         if not allowed:
@@ -79,7 +86,10 @@ class Replies:
         reply.attempts = 1
         if parcel.replier is not None and not parcel.replier.done():
             parcel.replier.set_result(message)
-        self._endings.end(reply, "delivered", None)
+        if parcel.arrival is not None and self.send_abroad is not None:
+            self.send_abroad(reply, parcel, duration_us)
+        else:
+            self._endings.end(reply, "delivered", None)
         self._endings.end(parcel, "delivered", None, duration_us=duration_us)
 
 

@@ -14,7 +14,7 @@ from enhanced_agent_bus.admission.chain import Decided
 from enhanced_agent_bus.admission.facts import Added
 from enhanced_agent_bus.admission.sight import Case
 from enhanced_agent_bus.deliberation import notes
-from enhanced_agent_bus.delivery.parcel import Parcel
+from enhanced_agent_bus.delivery.parcel import Arrival, Parcel
 from enhanced_agent_bus.delivery.runner import Failed
 from enhanced_agent_bus.errors import AuditUnavailable, BusError
 from enhanced_agent_bus.outcome import Receipt
@@ -38,6 +38,7 @@ class Rescue:
         self._endings = endings
         self._mailroom = mailroom
         self._recovering = recovering
+        self.came_from: Callable[[StoredMessage], Arrival | None] = _from_here
 
     def rescue(self, post: Post, parcel: Parcel, failed: Failed, duration_us: int) -> None:
         """After a failed attempt: wait and be decided anew, wait for somebody, or among the dead letters."""
@@ -150,7 +151,7 @@ class Rescue:
     def case_of(self, parcel: Parcel) -> Case:
         envelope = parcel.envelope
         sender, recipient = self._desk.registry.party(envelope.sender), self._desk.registry.party(envelope.recipient)
-        refusal = None
+        refusal = self._desk.cut_off()
         if sender is None:
             refusal = Refusal("sender_unregistered", f"{envelope.sender} is no longer registered", "register it again")
         elif recipient is None:
@@ -193,7 +194,8 @@ class Rescue:
         )
         if decided.verdict != "refuse":
             parcel.added = list(decided.added)
-            state = "held" if decided.verdict == "hold" else "queued"
+            state = "handed_over" if self._desk.registry.nodes_of(parcel.envelope.recipient) else "queued"
+            state = "held" if decided.verdict == "hold" else state
             if decided.verdict == "hold":
                 parcel.holds, parcel.hold_reasons = decided.hold, decided.reasons
                 seconds = min(hold.expires_seconds for hold in decided.hold)
@@ -216,11 +218,15 @@ class Rescue:
         self._desk.ledger.put(entry)
         return written
 
-    async def replay(self, stored: StoredMessage) -> Receipt:
-        """Decides anew what is a dead letter, or parked by a manual retry; allowed, it waits for its handler again."""
+    async def replay(self, stored: StoredMessage, *, why: str = "replay", arrival: Arrival | None = None) -> Receipt:
+        """Decides anew what is a dead letter, or parked by a manual retry; allowed, it waits for its handler again.
+
+        So does what comes from another node for the second time, with its `arrival`.
+        """
         parcel = self.parcel_of(stored)
         envelope = parcel.envelope
-        parcel.why = "replay"
+        parcel.why = why
+        parcel.arrival = arrival or parcel.arrival
         parcel.manual = False
         parcel.attempts_before = parcel.attempts
         parcel.approvals = ()  # they were for the message as it was sent: an approval is used once
@@ -356,6 +362,7 @@ class Rescue:
             attempts_before=noted.attempts_before,
             error=stored.error,
             manual=stored.state == "parked" and stored.code is not None,
+            arrival=self.came_from(stored),
         )
 
     def _hold_reasons(self, stored: StoredMessage, holds: tuple[Hold, ...]) -> tuple[Reason, ...]:
@@ -369,3 +376,8 @@ class Rescue:
         if first["verdict"] != "hold":  # held later than at its first decision
             return tuple(Reason(hold.rule, "hold") for hold in holds)
         return words_of(self._desk.ledger, stored.seq, [(item["rule"], item["code"]) for item in first["reasons"]])
+
+
+def _from_here(_stored: StoredMessage) -> Arrival | None:
+    """On a bus of one node everything was sent here."""
+    return None

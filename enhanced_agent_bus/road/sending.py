@@ -227,7 +227,7 @@ class Sending:
         )
         if fresh:
             self._desk.admission.facts.owner("conversation", message_id, fresh="/" not in message_id)
-        refusal = None
+        refusal = self._desk.cut_off()
         if hops > self._desk.settings.limits.hops:
             refusal = Refusal(
                 "hop_limit", f"{hops} hops, {self._desk.settings.limits.hops} are allowed", "break the loop of agents"
@@ -247,13 +247,19 @@ class Sending:
         return envelope if envelope is not None and envelope.recipient == sender.id else None
 
     def record(
-        self, parcel: Parcel, decided: Decided, post: Post | None, then: Callable[[BusError | None], None] | None = None
+        self,
+        parcel: Parcel,
+        decided: Decided,
+        post: Post | None,
+        then: Callable[[BusError | None], None] | None = None,
+        *,
+        why: str = "send",
     ) -> Written:
         """Puts a first decision with all that goes with it; what is accepted goes on as soon as that is durable."""
         envelope = parcel.envelope
         written = Written(then)
         if self._desk.listener is not None:
-            self._desk.tell(parcel, decided, written, "send", 1, parcel.since_us)
+            self._desk.tell(parcel, decided, written, why, 1, parcel.since_us)
         entry = Entry(
             "decision",
             decided.fields,
@@ -292,6 +298,8 @@ class Sending:
             parcel.holds, parcel.hold_reasons = decided.hold, decided.reasons
             parcel.hold_expires_us = parcel.since_us + int(min(hold.expires_seconds for hold in decided.hold) * 1e6)
             return "held"
+        if self._desk.registry.nodes_of(parcel.envelope.recipient) and parcel.arrival is None:
+            return "handed_over"
         if post is None:
             return "in_flight"  # a reply: whoever asked takes it
         return "queued" if post.handler is not None else "parked"
@@ -367,32 +375,22 @@ class Sending:
         else:
             now_us = self._desk.clock.now_us()
             kind = draft.type if isinstance(draft.type, str) and draft.type in TYPES else ""
-            envelope = Envelope(
-                message_id,
-                kind,
-                1,
-                sender.id,
-                sender.tenant,
-                recipient.id,
-                recipient.tenant,
-                _safe_topic(topic),
-                message_id,
-                None,
-                now_us,
-                now_us,
-                0,
-                {},
-                b"",
-                b"",
-                "",
-                None,
-                "",
-            )
+            envelope = _nothing_of(message_id, kind, sender, recipient, _safe_topic(topic), now_us)
             parcel = Parcel(envelope, now_us, now_us)
             case = Case(self._desk.router.address(envelope, sender, recipient), refusal=refusal)
         decided = await self._desk.admission.judge(case)
         seq = await self.record(parcel, decided, None).wait()
         return receipt_of(self._desk.ledger, case.addressed.envelope, decided, seq, None), None
+
+    async def turn_away_letter(self, recipient: Party, refusal: Refusal, envelope: Envelope | None) -> None:
+        """Records what came from outside and is no message of this bus, or not this one. Raises: AuditUnavailable."""
+        now_us = self._desk.clock.now_us()
+        if envelope is None:
+            message_id = self._desk.randomness.uuid7(now_us)
+            envelope = _nothing_of(message_id, "", NOBODY, recipient, None, now_us)
+        case = Case(self._desk.router.address(envelope, NOBODY, recipient), why="receive", refusal=refusal)
+        decided = await self._desk.admission.judge(case)
+        await self.record(Parcel(envelope, now_us, now_us), decided, None, why="receive").wait()
 
     async def _known(self, message_id: str) -> StoredMessage | None:
         """What is stored under an id, once that is certain. Raises: AuditUnavailable, when the disk does not say."""
@@ -446,6 +444,33 @@ def _same(before: Envelope, shaped: Shaped, to: str | None, topic: str | None) -
         and shaped.conversation in (None, before.conversation)
         and before.commitment == commitment(before.salt, shaped.body)
         and before.headers_commitment == headers
+    )
+
+
+def _nothing_of(
+    message_id: str, kind: str, sender: Party, recipient: Party, topic: str | None, now_us: int
+) -> Envelope:
+    """An envelope for what is refused before anything in it can be believed."""
+    return Envelope(
+        message_id,
+        kind,
+        1,
+        sender.id,
+        sender.tenant,
+        recipient.id,
+        recipient.tenant,
+        topic,
+        message_id,
+        None,
+        now_us,
+        now_us,
+        0,
+        {},
+        b"",
+        b"",
+        "",
+        None,
+        "",
     )
 
 

@@ -1,4 +1,7 @@
-"""Who is registered: live in this process, or remembered by the home. An id stays with its tenant for ever."""
+"""Who is registered: live in this process, on another node, or remembered by the home.
+
+An id stays with its tenant for ever.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,7 @@ class Registry:
         self._rows = {row.id: row for row in rows}
         self._live: dict[str, Party] = {}
         self._absent: dict[str, Party] = {}  # parties of remembered agents, made when first asked for
+        self._abroad: dict[str, tuple[AgentRow, Party, tuple[str, ...]]] = {}  # with the nodes that have them
         self._topics: dict[tuple[str, str], dict[str, None]] = {}
         self._wild: dict[str, dict[str, tuple[str, ...]]] = {}  # by tenant: its subscriptions with wildcards, in tokens
         self._capabilities: dict[tuple[str, str], dict[str, None]] = {}
@@ -42,6 +46,8 @@ class Registry:
             raise AgentExists(
                 f"agent {row.id} is registered and live", remedy="use the Agent that you have, or unregister it"
             )
+        elsewhere = self._abroad.get(row.id)
+        known = elsewhere[0] if elsewhere is not None else known
         if known is not None and known.tenant != row.tenant:
             raise AgentExists(
                 f"agent {row.id} belongs to another tenant",
@@ -49,6 +55,7 @@ class Registry:
             )
         if known is not None:
             self._unindex(known)
+        self._abroad.pop(row.id, None)
         party = party_of(row)
         self._live[row.id] = party
         self._absent.pop(row.id, None)
@@ -73,6 +80,38 @@ class Registry:
         self._rows[row.id] = row
         self._index(row)
 
+    def settle(self, row: AgentRow, nodes: Sequence[str]) -> None:
+        """An agent that other nodes have, as the shared registrations say. One that is live here stays so."""
+        if row.id in self._live:
+            return
+        self.depart(row.id)
+        if (known := self._rows.get(row.id)) is not None and known.live:
+            self._unindex(known)
+        self._abroad[row.id] = (row, party_of(row), tuple(nodes))
+        self._index(row)
+
+    def depart(self, agent_id: str) -> None:
+        """No other node has it any more."""
+        gone = self._abroad.pop(agent_id, None)
+        if gone is None:
+            return
+        self._unindex(gone[0])
+        if (known := self._rows.get(agent_id)) is not None and known.live:
+            self._index(known)
+
+    def nodes_of(self, agent_id: str) -> tuple[str, ...]:
+        """The other nodes that have this agent; none for one that is live here, or remembered by this home alone."""
+        found = self._abroad.get(agent_id)
+        return found[2] if found is not None else ()
+
+    def present(self, agent_id: str) -> bool:
+        """Whether some process has it."""
+        return agent_id in self._live or agent_id in self._abroad
+
+    def abroad(self) -> list[tuple[AgentRow, tuple[str, ...]]]:
+        """Everyone whom other nodes have, and which."""
+        return [(row, nodes) for _, (row, _, nodes) in sorted(self._abroad.items())]
+
     def row(self, agent_id: str) -> AgentRow | None:
         return self._rows.get(agent_id)
 
@@ -83,8 +122,11 @@ class Registry:
         return self._live.get(agent_id)
 
     def party(self, agent_id: str) -> Party | None:
-        """The agent, live or remembered; None when nobody is registered under this id."""
-        party = self._live.get(agent_id) or self._absent.get(agent_id)
+        """The agent, live, elsewhere or remembered; None when nobody is registered under this id."""
+        party = self._live.get(agent_id)
+        if party is None and agent_id in self._abroad:
+            return self._abroad[agent_id][1]
+        party = party or self._absent.get(agent_id)
         if party is None:
             row = self._rows.get(agent_id)
             if row is None or not row.live:
@@ -104,7 +146,8 @@ class Registry:
 
     def members(self, tenant: str) -> Collection[str]:
         """Everyone of a tenant."""
-        return tuple(row.id for row in self._rows.values() if row.live and row.tenant == tenant)
+        here = {row.id: None for row in self._rows.values() if row.live and row.tenant == tenant}
+        return (*here, *(name for name, (row, *_) in self._abroad.items() if row.tenant == tenant and name not in here))
 
     def capable(self, tenant: str, capability: str) -> Collection[str]:
         return tuple(self._capabilities.get((tenant, capability), ()))

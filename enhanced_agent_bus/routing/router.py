@@ -40,7 +40,7 @@ class Router:
                 f"no agent of tenant {sender.tenant} has the capability {capability}",
                 "register one that has it",
             )
-        best = min(names, key=lambda name: (self._registry.live(name) is None, self._load(name), name))
+        best = min(names, key=lambda name: (not self._registry.present(name), self._load(name), name))
         party = self._registry.party(best)
         return party if party is not None else Refusal("recipient_unknown", f"{best} has gone", "send again")
 

@@ -7,7 +7,7 @@ import pytest
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "refusals"
 
-# The contract's codes, and approval_refused of approvers, without those of breakers and shared transports.
+# The contract's codes, approval_refused of approvers, and returned between nodes.
 CODES = frozenset(
     [
         "malformed",
@@ -16,6 +16,9 @@ CODES = frozenset(
         "expired",
         "hop_limit",
         "sender_unregistered",
+        "identity_unproven",
+        "returned",
+        "breaker_open",
         "recipient_unknown",
         "replayed",
         "reply_unexpected",

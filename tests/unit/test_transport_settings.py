@@ -9,7 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from enhanced_agent_bus import ConfigInvalid
-from enhanced_agent_bus.settings import Settings, _from_file, load_settings
+from enhanced_agent_bus.settings import Settings, load_settings
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_an_error_has_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_files_are_beside_the_settings(tmp_path: Path) -> None:
-    """In eab.toml a path is relative to that file; and no other node can be joined yet, which is said."""
-    (tmp_path / "eab.toml").write_text('[transport]\nurl = "nats://a"\ncreds_file = "user.creds"\n', encoding="utf-8")
-    assert _from_file(tmp_path / "eab.toml")["transport"]["creds_file"] == str(tmp_path / "user.creds")
-    with pytest.raises(ConfigInvalid, match="no node can be joined"):
-        load_settings(tmp_path)
+    """In eab.toml a path is relative to that file."""
+    text = '[transport]\nurl = "nats://a"\ncreds_file = "user.creds"\nnodes = ["b.vkey"]\n'
+    (tmp_path / "eab.toml").write_text(text, encoding="utf-8")
+    transport = load_settings(tmp_path).transport
+    assert (transport.creds_file, transport.nodes) == (tmp_path / "user.creds", (tmp_path / "b.vkey",))

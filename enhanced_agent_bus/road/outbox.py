@@ -1,0 +1,206 @@
+"""What leaves for other nodes: messages on their tickets, and notices of how messages from there have ended here.
+
+A message that is handed over stays a row of its sender's ledger until its end is known: that row is the outbox, and
+after a restart it is posted again under the same id. Not here: what arrives (inbox), and who is where (roster).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, Final
+
+import orjson
+
+from enhanced_agent_bus.delivery.parcel import Parcel
+from enhanced_agent_bus.errors import TransportAway
+from enhanced_agent_bus.letters.dsse import Signs
+from enhanced_agent_bus.letters.notices import Notice, seal_notice
+from enhanced_agent_bus.letters.tickets import Ended, Ticket, seal_ticket
+from enhanced_agent_bus.message import REPLY_TYPES
+from enhanced_agent_bus.outcome import END_STATES, Outcome
+from enhanced_agent_bus.ports import Letter, Transport
+from enhanced_agent_bus.road.desk import Desk
+from enhanced_agent_bus.road.endings import Endings
+from enhanced_agent_bus.road.mailroom import Mailroom
+from enhanced_agent_bus.road.rescue import Rescue
+
+REPLIES: Final = frozenset({"response", *REPLY_TYPES.values()})
+FIRST_PAUSE_SECONDS: Final = 0.05
+PAUSE_SECONDS_MAX: Final = 2.0
+DRAIN_SECONDS: Final = 2.0  # for letters that are on their way out when the bus closes
+NONCE_BYTES: Final = 16
+
+
+def agent_box(agent_id: str) -> str:
+    """Where the messages for an agent go."""
+    return f"agent.{agent_id}"
+
+
+def node_box(node: str) -> str:
+    """Where notices and replies for a node go."""
+    return f"node.{node}"
+
+
+class Outbox:
+    """Posts letters until they are taken."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        endings: Endings,
+        mailroom: Mailroom,
+        rescue: Rescue,
+        transport: Transport,
+        signer: Signs,
+    ) -> None:
+        self._desk = desk
+        self._endings = endings
+        self._mailroom = mailroom
+        self._rescue = rescue
+        self._transport = transport
+        self._signer = signer
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._last: set[asyncio.Task[Any]] = set()  # of them, those that are waited for at the end
+
+    def own(self, work: Coroutine[Any, Any, None], name: str, *, to_the_end: bool = False) -> asyncio.Task[None]:
+        """A task that ends with the bus; `to_the_end`, it is given some time then."""
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        if to_the_end:
+            self._last.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        self._last.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._desk.broken = self._desk.broken or error
+            context = {"message": f"the bus stops taking messages: {task.get_name()} ended", "exception": error}
+            task.get_loop().call_exception_handler(context)
+
+    async def drain(self) -> None:
+        """Waits for what is on its way out, for as long as the transport takes it."""
+        if self._last and self._transport.connected:
+            await asyncio.wait(self._last, timeout=DRAIN_SECONDS)
+
+    async def stop(self) -> None:
+        """What has not been taken by now is posted again when the home is opened again."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def post(self, letter: Letter) -> None:
+        """Returns once the transport has it."""
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                await self._transport.post(letter)
+                return
+            except TransportAway:
+                await asyncio.sleep(pause * (1 - self._desk.chance() / 2))
+                pause = min(pause * 2, PAUSE_SECONDS_MAX)
+
+    # --- messages --------------------------------------------------------------------------------------------------
+
+    def hand_over(self, parcel: Parcel) -> None:
+        """Takes a message whose recipient is on another node."""
+        self.own(self._hand_over(parcel), f"handing over {parcel.envelope.id}", to_the_end=True)
+
+    async def _hand_over(self, parcel: Parcel) -> None:
+        if parcel.stored != "handed_over":  # it waited here until its recipient was somewhere
+            parcel.state = "in_flight"  # in this task's hands: nobody else ends it
+            if not await self._rescue.readmit(parcel):
+                return
+            if parcel.stored != "handed_over":  # it has come here meanwhile
+                self._mailroom.carry(self._desk.post(parcel.envelope.recipient), parcel)
+                return
+        parcel.state = "handed_over"
+        self._desk.changed.set()
+        ticket = self._ticket(parcel)
+        if ticket is None:  # kept no more, or never an allow: it is decided anew, and leaves on that
+            parcel.stored = "queued"
+            await self._hand_over(parcel)
+            return
+        await self.post(Letter(agent_box(parcel.envelope.recipient), ticket.decision_id, self._sealed(parcel, ticket)))
+
+    def take_up(self, parcel: Parcel) -> None:
+        """What had left and has no end yet, after a restart: it leaves again on the allow that it left on."""
+        asked = self._desk.ledger.find(parcel.envelope.cause) if parcel.envelope.cause else None
+        if parcel.envelope.type not in REPLIES or asked is None or asked.envelope.recipient != parcel.envelope.sender:
+            self.hand_over(parcel)
+            return
+        came = orjson.loads(self._desk.ledger.record(asked.seq)).get("ticket")
+        if came is None or asked.state != "delivered":  # what it answers runs again, and is answered again
+            self._endings.end(parcel, "discarded", "reply_unexpected")
+            return
+        ended = Ended(asked.envelope.id, asked.envelope.digest, asked.state, asked.code, asked.attempts, 0, None)
+        node = came["origin"].rpartition("/")[2]
+        self.own(self.answer(parcel, ended, node), f"the reply {parcel.envelope.id}")
+
+    def reply(self, reply: Parcel, asked: Parcel, duration_us: int) -> None:
+        """The reply to a message from another node, which ends there with it."""
+        assert asked.arrival is not None
+        said = asked.envelope
+        ended = Ended(said.id, said.digest, "delivered", None, asked.attempts, duration_us, None)
+        work = self.answer(reply, ended, asked.arrival.node)
+        asked.arrival.answer = self.own(work, f"the reply {reply.envelope.id}", to_the_end=True)
+
+    async def answer(self, reply: Parcel, outcome: Ended, node: str) -> None:
+        """Posts a reply to the node that waits for it, with the end of what it answers."""
+        reply.state = "handed_over"
+        ticket = self._ticket(reply)
+        assert ticket is not None, f"the reply {reply.envelope.id} has no allow"
+        body = self._sealed(reply, ticket._replace(answers=outcome))
+        await self.post(Letter(node_box(node), ticket.decision_id, body))
+
+    def _sealed(self, parcel: Parcel, ticket: Ticket) -> bytes:
+        return seal_ticket(self._signer, parcel.envelope, ticket)
+
+    def _ticket(self, parcel: Parcel) -> Ticket | None:
+        """The newest allow on a message, as its record says it."""
+        recorded = parcel.recorded
+        if recorded is not None:
+            decision = {**recorded.admitted._asdict(), "seq": recorded.seq}
+        else:
+            body = self._desk.ledger.decision(parcel.envelope.id, parcel.decision_id)
+            decision = orjson.loads(body) if body is not None else {"verdict": ""}
+            if decision["verdict"] != "allow":
+                return None
+        return Ticket(
+            origin=self._signer.name,
+            seq=decision["seq"],
+            decision_id=decision["decision_id"],
+            digest=parcel.envelope.digest,
+            constitution=decision["constitution"],
+            revision=decision["revision"],
+            issued_us=self._desk.clock.now_us(),
+            expires_us=parcel.expires_us,
+            nonce=self._desk.randomness.take(NONCE_BYTES).hex(),
+        )
+
+    # --- notices ---------------------------------------------------------------------------------------------------
+
+    def notice(self, parcel: Parcel, outcome: Outcome, seq: int) -> Notice:
+        """Of the end of a message, as record `seq` of our log has it."""
+        assert outcome.state in END_STATES, outcome.state
+        return Notice(
+            origin=self._signer.name,
+            seq=seq,
+            message_id=parcel.envelope.id,
+            digest=parcel.envelope.digest,
+            state=outcome.state,
+            code=outcome.code,
+            attempts=outcome.attempts,
+            error=outcome.error,
+            reply_id=parcel.reply_id,
+            decision_id=parcel.decision_id,
+            at_us=self._desk.clock.now_us(),
+            nonce=self._desk.randomness.take(NONCE_BYTES).hex(),
+        )
+
+    async def tell(self, node: str, notice: Notice) -> None:
+        """Brings a notice to the node that answers for the message."""
+        await self.post(Letter(node_box(node), f"{notice.decision_id}={notice.seq}", seal_notice(self._signer, notice)))
