@@ -108,12 +108,13 @@ class AgentBus:
         retry: Retry | Mapping[str, Retry] | None = None,
         when_full: str | None = None,
         constitution: str = "latest",
+        shared: bool = False,
     ) -> Agent:
         """Registers an agent, durably. A `def` handler runs in a thread, an `async def` one on the bus's loop."""
         agent = self._loop.run(
             self._bus.register, agent_id, handler, tenant=tenant, roles=roles, capabilities=capabilities,
             topics=topics, payload=payload, concurrency=concurrency, timeout=timeout, retry=retry, when_full=when_full,
-            constitution=constitution,
+            constitution=constitution, shared=shared,
         )  # fmt: skip
         return Agent(self._loop, agent)
 
