@@ -58,7 +58,8 @@ class _Box:
     ready: list[tuple[int, _Kept]] = field(default_factory=list)
     later: list[tuple[float, int, _Kept]] = field(default_factory=list)  # entries with another `due` are void
     servings: deque[_Serving] = field(default_factory=deque)
-    known: dict[str, float] = field(default_factory=dict)  # ids, oldest first
+    known: set[str] = field(default_factory=set)
+    since: deque[tuple[float, str]] = field(default_factory=deque)  # when each known id was put in, oldest first
 
     def due_at(self, kept: _Kept, due: float) -> None:
         kept.due, kept.ready = due, False
@@ -157,13 +158,12 @@ class MemoryNetwork:
         now = asyncio.get_running_loop().time()
         with self.lock:
             box = self.boxes.setdefault(letter.box, _Box())
-            for known, since in list(itertools.takewhile(lambda one: one[1] <= now, box.known.items())):
-                if since + self.dedup_seconds > now:
-                    break
-                del box.known[known]
+            while box.since and box.since[0][0] + self.dedup_seconds <= now:
+                box.known.discard(box.since.popleft()[1])
             if letter.id in box.known:
                 return
-            box.known[letter.id] = now
+            box.known.add(letter.id)
+            box.since.append((now, letter.id))
             for seconds in self.disturbance.arrivals(letter) if self.disturbance else (0.0,):
                 box.due_at(_Kept(letter, next(self._orders), self.now_us(), now), now + seconds)
             self.poke(box)
