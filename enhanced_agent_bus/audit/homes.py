@@ -9,7 +9,7 @@ import base64
 import fcntl
 import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -66,7 +66,7 @@ def _remove_index(home: Path) -> None:
 class Beside:
     """What a home says of its log beside the records: no proof against whoever can write there."""
 
-    note: Note
+    note: Note | None  # none that can be read
     size: int  # and the tree, as the writer keeps them in the database
     frontier: bytes
 
@@ -87,18 +87,13 @@ def verify(path: Path, key: Key, outside: Note | None = None, scanning: Callable
 
     try:
         with open_database(path) as database:
-            source, beside = _source(path, database)
-            report = alone.verify(source, key, outside, scan)
-            bad = _unlike(scans[-1], beside) if report.integrity == "ok" else None
+            return alone.verify(_source(path, database), key, outside, scan)
     except (sqlite3.DatabaseError, OSError, KeyError, TypeError, AttributeError) as error:
         return _unreadable(error)
     except ValueError as error:
         if scans:  # the outside checkpoint is of another log
             raise
         return _unreadable(error)
-    if bad is not None:
-        report.blame("integrity", bad)
-    return report
 
 
 def _unreadable(error: Exception) -> Report:
@@ -107,8 +102,10 @@ def _unreadable(error: Exception) -> Report:
     return report
 
 
-def _source(home: Path, database: sqlite3.Connection) -> tuple[Source, Beside]:
-    note = read_note((home / "checkpoint").read_text())  # first: a running bus may write a newer one any moment
+def _source(home: Path, database: sqlite3.Connection) -> Source:
+    note = None
+    with suppress(OSError, ValueError):  # first: a running bus may write a newer one any moment
+        note = read_note((home / "checkpoint").read_text())
     head = database.execute("SELECT size, frontier, (SELECT max(seq) FROM records) FROM head").fetchone()
     size, frontier, last = head or (0, b"", None)
 
@@ -125,7 +122,8 @@ def _source(home: Path, database: sqlite3.Connection) -> tuple[Source, Beside]:
             row = database.execute(_STATE, (message_id, last)).fetchone()
         return str(row[0]) if row and row[1] else None
 
-    return Source(rows, last, state), Beside(note, size, frontier)
+    beside = Beside(note, size, frontier)
+    return Source(rows, last, state, lambda scan: _unlike(scan, beside))
 
 
 @contextmanager
@@ -138,6 +136,9 @@ def _as_os_errors() -> Iterator[None]:
 
 def _unlike(scan: Scan, beside: Beside) -> Bad | None:
     size, signed, note = scan.report.size, scan.seen[-1].size, beside.note
+    if note is None:
+        why = f"the home's file `checkpoint` is gone or unreadable, and {size} records are there: the end may be cut"
+        return Bad(signed, max(signed, size - 1), None, "truncated", why)
     if scan.signed(note) and note.size > size:
         why = f"a checkpoint vouches for {note.size} records, {size} are left"
         return Bad(size, note.size - 1, None, "truncated", why)
@@ -148,4 +149,5 @@ def _unlike(scan: Scan, beside: Beside) -> Bad | None:
         return None
     damage = "altered" if known == size else "inserted" if known < size else "truncated"
     first = signed if known == size else min(known, size)
-    return Bad(first, max(known, size) - 1, None, damage, f"the writer wrote {known} records, and others")
+    why = "other records" if known == size else f"{known} records, and {size} are there"
+    return Bad(first, max(known, size) - 1, None, damage, f"the database's own tree is over {why}")

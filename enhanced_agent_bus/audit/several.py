@@ -42,13 +42,13 @@ class _Together(Scan):
     def run(self) -> None:
         with _readers(self._commands()) as pipes:
             done = self._follow(pipes)
-        self.look(() if done else self._source.records(self.report.size))
+        self.look(() if done else self.source.records(self.report.size))
 
     def _commands(self) -> list[list[str]]:
         """How readers are started, if any are."""
         bus, _, node = self._key.name.partition("/")
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        last = self._source.last
+        last = self.source.last
         if last is not None:
             large, place, number = last >= RECORDS_MIN, _uri(self._path), str(last)
         else:
@@ -67,12 +67,12 @@ class _Together(Scan):
             if len(length) < reader.LENGTH_BYTES or len(answer) < int.from_bytes(length, "big"):
                 return False  # this reader is gone
             if not answer:
-                return self._source.last in (None, self.report.size - 1)
+                return self.source.last in (None, self.report.size - 1)
             told: reader.Answer | None = marshal.loads(answer)  # noqa: S302 - our own program wrote it
             if told is not None and self._fits(told):
                 going = self._take(told)
             else:
-                going = self.look(islice(self._source.records(self.report.size), reader.PAGE))
+                going = self.look(islice(self.source.records(self.report.size), reader.PAGE))
             if not going:
                 return True
         return False

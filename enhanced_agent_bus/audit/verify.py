@@ -121,7 +121,6 @@ class Key:
     def opens(self, note: str) -> bool:
         """Whether this key signed the note, as the log of its name."""
         text, _, signatures = note.partition("\n\n")
-        text += "\n"
         name = self.name or text.partition("\n")[0]
         key_id = sha256(name.encode() + b"\n\x01" + self.public).digest()[:4]
         with suppress(ValueError):
@@ -129,7 +128,7 @@ class Key:
                 dash, by, blob = line.split(" ")
                 signature = base64.b64decode(blob, validate=True)
                 if (dash, by, signature[:4]) == ("\N{EM DASH}", name, key_id) and text.startswith(f"{name}\n"):
-                    return ed25519_verify(self.public, text.encode(), signature[4:])
+                    return ed25519_verify(self.public, f"{text}\n".encode(), signature[4:])
         return False
 
 
@@ -166,6 +165,7 @@ class Source:
     records: Callable[[int], Iterator[tuple[int, bytes]]]  # from one on: the number of its row or line, and the bytes
     last: int | None = None  # the newest row that is looked at; of a file it is not known before
     state: Callable[[str], str | None] = lambda _message_id: None
+    unlike: Callable[[Scan], Bad | None] = lambda _scan: None  # what else it says, of a log that is whole in itself
 
 
 def export(path: Path) -> Source:
@@ -222,7 +222,7 @@ class Scan:
         self.outside_root: bytes | None = None  # of the log at the size of the outside checkpoint
         self.outside_size = -1 if outside is None else outside.size
         self.before = b""  # the time of the record before
-        self._source, self._key = source, key
+        self.source, self._key = source, key
         bus, _, node = key.name.encode().partition(b"/")
         self._names = b'","bus":"%b","node":"%b"' % (bus, node) if node else b'","bus":"'
         self._open: dict[bytes, int] = {}  # message id to the seq of its newest decision without an outcome
@@ -239,7 +239,7 @@ class Scan:
 
     def run(self) -> None:
         """Reads until the end, or until something is found after which the rest cannot be placed."""
-        self.look(self._source.records(0))
+        self.look(self.source.records(0))
 
     def look(self, records: Iterable[tuple[int, bytes]]) -> bool:
         """Looks at records, the next ones; whether the rest can be judged after them."""
@@ -275,7 +275,7 @@ class Scan:
     def end(self) -> None:
         """Every decision has ended, or its message still waits."""
         for message_id, seq in self._open.items():
-            state = self._source.state(message_id.decode())
+            state = self.source.state(message_id.decode())
             self.report.open += state not in ENDS
             if state in ENDS and self.report.integrity == "ok":  # otherwise what it lacks may be what is damaged
                 why = f"message {message_id.decode()} has ended as {state}, and no outcome says so"
@@ -294,8 +294,7 @@ class Scan:
         if number > last:
             self._counts[sender] = number
         if number > last + 1:
-            why = f"{sender.decode()} counted from {last} to {number}"
-            self._blame("completeness", seq, b"decision", "missing", why)
+            self._blame("completeness", seq, b"decision", "missing", f"{sender.decode()} counted {last}, then {number}")
         return True
 
     def ended(self, seq: int, decision_id: bytes, state: bytes) -> bool:
@@ -307,19 +306,22 @@ class Scan:
 
     def _checkpoint(self, seq: int, body: bytes, start: int) -> bool:
         record = json.loads(body)
-        note = read_note(record["note"])
-        if (record["size"], record["root"]) != (note.size, note.root.hex()) or note.size != seq:
+        if (record["size"], record["root"]) != ((note := read_note(record["note"])).size, note.root.hex()):
             return self._blame("integrity", seq, b"checkpoint", "altered", "it contradicts its own note")
-        if note.root == root_of(self.frontier):
+        if note.size == seq and note.root == root_of(self.frontier):
             self.seen.append(note)
             return self._clock(seq, body, start)
         self.look_ahead()
         if not self.signed(note):
             damage = "altered" if self.seen else "replaced"
             return self._blame("integrity", seq, b"checkpoint", damage, "it was not signed by this log's key")
-        good = [seen.size for seen in self.seen if self.signed(seen)]
-        why = f"the checkpoint at size {seq} vouches for other records"
-        self.report.blame("integrity", Bad(good[-1] if good else 0, seq - 1, None, "altered", why))
+        good = next((seen.size for seen in reversed(self.seen) if self.signed(seen)), 0)
+        bad = Bad(good, seq - 1, None, "altered", f"the checkpoint at size {seq} vouches for other records")
+        if note.size != seq:  # records before it were taken out or put in, and the rest was numbered anew
+            damage, verdict = ("missing", "completeness") if note.size > seq else ("inserted", "integrity")
+            bad = Bad(good, seq, None, damage, f"a checkpoint of {note.size} records has {seq} before it")
+            self.report.blame(verdict, bad)
+        self.report.blame("integrity", bad)
         return False
 
     def _rotated(self, seq: int, body: bytes, _start: int) -> bool:
@@ -335,10 +337,11 @@ class Scan:
 
     def look_ahead(self) -> None:
         """At the changes of the key alone, where they are needed before the scan has come to them."""
-        for seq, body in self._source.records(0):
+        known = len(self.report.rotations)
+        for seq, body in self.source.records(0):
             if b',"kind":"key",' in body[:64]:
                 self._rotated(seq, body, 0)
-        self.report.rotations.clear()
+        del self.report.rotations[known:]
 
     def signed_ever(self, note: Note) -> bool:
         """Whether any key that this log had signed it, as far as that can be read."""
@@ -395,31 +398,29 @@ class Scan:
         if not isinstance(number, int) or (number == expected and row <= expected):
             return Bad(expected, expected, kind, "altered", "the record does not begin as records do")
         if number < expected:
-            damage = "duplicated" if any(at < row and it == body for at, it in self._source.records(0)) else "inserted"
+            damage = "duplicated" if any(at < row and it == body for at, it in self.source.records(0)) else "inserted"
             return Bad(number, number, kind, damage, f"a second record {number} stands at {row}")
         mark = b'{"v":1,"seq":%d,' % expected
-        if any(at > row and later.startswith(mark) for at, later in self._source.records(0)):
+        if any(at > row and later.startswith(mark) for at, later in self.source.records(0)):
             return Bad(expected, number, kind, "out_of_order", f"record {number} stands before record {expected}")
         self.report.completeness, last = "bad", max(number, row) - 1
-        return Bad(expected, last, None, "missing", f"record {last + 1} follows record {expected - 1}")
+        why = f"record {last + 1} follows record {expected - 1}" if expected else f"it begins with record {last + 1}"
+        return Bad(expected, last, None, "missing", why)
 
 
 def verify(source: Source, key: Key, outside: Note | None = None, scanning: Callable[..., Scan] = Scan) -> Report:
-    """Checks a log, with an outside checkpoint where there is one.
-
-    Raises: ValueError, for an outside checkpoint that no key of this log signed.
-    """
+    """Checks a log, against an outside checkpoint too. Raises: ValueError, when no key of this log signed that one."""
     scan = scanning(source, key, outside)
     if outside is not None and not scan.signed_ever(outside):
-        raise ValueError(f"the outside checkpoint was not signed by the key of {key.name or 'this log'}")
+        told = f"the outside checkpoint, of {outside.text.splitlines()[0]}, was not signed by a known key of "
+        raise ValueError(told + (key.name or "this log"))
     report = scan.report
     try:
         scan.run()
         _judge(scan, outside)
         scan.end()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f"it cannot be read: {error!r}"
-        report.blame("integrity", Bad(report.size, report.size, None, "altered", why))
+        report.blame("integrity", Bad(report.size, report.size, None, "altered", f"it cannot be read: {error!r}"))
     return report
 
 
@@ -430,14 +431,13 @@ def _judge(scan: Scan, outside: Note | None) -> None:
     vouched = outside.size + any(one.text == outside.text for one in seen) if outside else 0
     report.unanchored = max(0, size - vouched)
     unsigned = size > max([vouched, *(one.size + 1 for one in seen)])
-    tail = report.unanchored > 0
-    possible = {"altered": unsigned or (outside and tail), "replaced": not outside, "truncated": tail}
+    possible = {"altered": unsigned or (outside and report.unanchored)}
+    possible |= {"replaced": not outside, "truncated": report.unanchored}
     report.cannot_exclude = [damage for damage, not_seen in possible.items() if not_seen]
     if report.integrity == "bad":
         return
     report.root = root_of(scan.frontier).hex()
-    bad = scan.broken_handover() or _unsigned(scan) or _unlike(scan, outside)
-    if bad is not None:
+    if bad := scan.broken_handover() or _unsigned(scan) or _unlike(scan, outside) or scan.source.unlike(scan):
         report.blame("integrity", bad)
 
 
@@ -475,9 +475,7 @@ def _unlike(scan: Scan, outside: Note | None) -> Bad | None:
 def main(arguments: list[str]) -> int:
     """Exit status: 0 nothing wrong found, 1 something found, 2 wrong usage."""
     parser = argparse.ArgumentParser(description="Checks a log of the bus with nothing but Python.")
-    parser.add_argument(
-        "log", type=Path, help="an export (JSON lines); of a home: SELECT body FROM records ORDER BY seq"
-    )
+    parser.add_argument("log", type=Path, help="an export; of a home: SELECT body FROM records ORDER BY seq")
     parser.add_argument("--key", type=Path, required=True, help="a file with the log's vkey or a PEM")
     parser.add_argument("--checkpoint", type=Path, help="a signed checkpoint that was kept elsewhere")
     parser.add_argument("--require-anchor", action="store_true", help="fail where no outside checkpoint vouches")
