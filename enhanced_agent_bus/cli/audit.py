@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +20,7 @@ from enhanced_agent_bus.cli import (
     audit_reproduce,
     faults,
 )
-from enhanced_agent_bus.cli.audit_witness import configured_witnesses, named_witnesses, witness_line
+from enhanced_agent_bus.cli.audit_witness import configured_witnesses, kept_checkpoint, named_witnesses, witness_line
 from enhanced_agent_bus.cli.faults import CliError
 from enhanced_agent_bus.cli.render import counted, print_json, print_pairs
 from enhanced_agent_bus.cli.session import Json, Session, session_of
@@ -51,7 +51,9 @@ def verify(
     witness: Annotated[
         list[str] | None, typer.Option(metavar="ADDRESS|PATH", help="Read this witness (repeatable).")
     ] = None,
-    require_anchor: Annotated[bool, typer.Option("--require-anchor", help="Exit 1 without an outside anchor.")] = False,
+    require_anchor: Annotated[
+        bool, typer.Option("--require-anchor", help="Exit 1 where no outside checkpoint covers the end.")
+    ] = False,
 ) -> int:
     """Recompute a log: integrity, completeness, time; against its witnesses too.
 
@@ -66,6 +68,7 @@ def verify(
         raise CliError(f"there is no log at {path}", remedy="name an export or a home", code="file")
     if path.is_dir() and not (path / "home.json").is_file() and not (path / "bus.db").is_file():
         raise CliError(f"{path} is no home", remedy="name a home, or an export", code="no_home")
+    _require_export(path)
     vkey = key or (path if path.is_dir() else session.home) / "keys" / "log.vkey"
     kept: Sequence[Kept] = named_witnesses(witness) if witness else configured_witnesses(path)
     report, kept = verified(path, vkey, checkpoint, kept)
@@ -73,8 +76,28 @@ def verify(
     if session.json:
         print_json(verdict)
     else:
-        show_verdict(session, verdict)
+        more = _compared(verdict, checkpoint, require_anchor=require_anchor)
+        show_verdict(session, verdict, [*more, *_what_to_do(verdict, of_home=path.is_dir())])
     return faults.DONE if is_fine(verdict, require_anchor=require_anchor) else faults.FOUND
+
+
+#: How files begin that auditors have at hand and that are no exports, and what to do with them.
+_NO_EXPORTS = (
+    (b"PK\x03\x04", "a zip", "unpack it, and verify its log.jsonl"),
+    (b"\x1f\x8b", "a compressed file", "unpack it first"),
+    (b"SQLite format 3", "the database of a home", "name the home that it lies in"),
+)
+
+
+def _require_export(path: Path) -> None:
+    """Raises: CliError, for a file that was never an export: it is no damaged log."""
+    if path.is_dir():
+        return
+    with path.open("rb") as file:
+        begins = file.read(16)
+    for magic, what, remedy in _NO_EXPORTS:
+        if begins.startswith(magic):
+            raise CliError(f"{path} is {what}, not an export", remedy=remedy, code="file")
 
 
 def verify_home(home: Path) -> dict[str, Json]:
@@ -89,7 +112,7 @@ def verified(
     from enhanced_agent_bus.audit import witnessed
     from enhanced_agent_bus.audit.homes import read_key
     from enhanced_agent_bus.audit.several import verify
-    from enhanced_agent_bus.audit.verify import Bad, Report, read_note
+    from enhanced_agent_bus.audit.verify import Bad, Report
 
     if not key_file.is_file():
         raise CliError(f"there is no key {key_file}", remedy="name the log's vkey with --key FILE", code="file")
@@ -98,10 +121,7 @@ def verified(
     except (ValueError, IndexError):
         what = f"{key_file} holds no public key"
         raise CliError(what, remedy="name the log's `keys/log.vkey`, or a PEM of it", code="file") from None
-    try:
-        outside = None if checkpoint is None else read_note(checkpoint.read_text())
-    except ValueError as error:
-        raise CliError(f"{checkpoint}: {error}", remedy="`eab audit checkpoint` prints one", code="file") from None
+    outside = None if checkpoint is None else kept_checkpoint(checkpoint)
     try:
         if not witnesses:
             return verify(path, key, outside), []
@@ -120,16 +140,17 @@ def is_fine(verdict: Mapping[str, Json], *, require_anchor: bool = False) -> boo
     return not bad and not (require_anchor and verdict["unanchored"])
 
 
-def show_verdict(session: Session, verdict: Mapping[str, Json]) -> None:
+def show_verdict(session: Session, verdict: Mapping[str, Json], more: Sequence[tuple[str, str]] = ()) -> None:
     """The three verdicts, and what they cannot exclude."""
-    lines = _verdict_lines(verdict)
+    lines = [*_verdict_lines(verdict), *more]
     print_pairs((name, session.named(value) if isinstance(value, str) else value) for name, value in lines)
 
 
 def _verdict_lines(verdict: Mapping[str, Json]) -> list[tuple[str, Any]]:
     size = verdict["size"]
     lines: list[tuple[str, Any]] = [(name, verdict[name]) for name in ("integrity", "completeness", "time")]
-    lines.append(("records", size))
+    stopped = verdict["integrity"] == "bad" and not verdict["root"]  # what stands behind cannot be placed
+    lines.append(("records", f"{size} read, up to what is bad" if stopped else size))
     if verdict["root"]:
         lines.append(("root", verdict["root"]))
     if verdict["checkpoint_size"] is not None:
@@ -157,6 +178,40 @@ def _verdict_lines(verdict: Mapping[str, Json]) -> list[tuple[str, Any]]:
         )
         lines.append(("first bad", f"{where}: {bad['damage']}: {bad['why']}"))
     return lines
+
+
+def _compared(
+    verdict: Mapping[str, Json], checkpoint: Path | None, *, require_anchor: bool
+) -> Iterator[tuple[str, str]]:
+    """What the checkpoint that was given showed, and why an exit of 1 is one where nothing wrong was found."""
+    if checkpoint is not None and is_fine(verdict):
+        yield "kept", f"{checkpoint}: its first {kept_checkpoint(checkpoint).size} records are the first of this log"
+    if require_anchor and is_fine(verdict) and verdict["unanchored"]:
+        first, last = verdict["size"] - verdict["unanchored"], verdict["size"] - 1
+        why = "nothing wrong was found, but no checkpoint from outside covers them, as --require-anchor wants: exit 1"
+        yield "not anchored", f"seq {first} to {last}: {why}"
+
+
+_DAMAGED = "copy it as it is, it is evidence; an export or a backup from before shows what stood there"
+_REPLACED = (
+    "see whether key and checkpoint are of this log, and whether its key was changed meanwhile"
+    " (HOME/keys has the older ones, for --key); if they fit, somebody has written it anew: copy it, it is evidence"
+)
+_CUT_HOME = "look for the newest bus.db, bus.db-wal and backup; what is gone was decided, and may have been delivered"
+_CUT_FILE = "export the log again, in case this was done before that checkpoint was signed; otherwise its end was cut"
+
+
+def _what_to_do(verdict: Mapping[str, Json], *, of_home: bool) -> Iterator[tuple[str, str]]:
+    """About the first thing that is bad."""
+    bad = verdict["first_bad"]
+    if bad is None:
+        return
+    if bad["damage"] == "truncated":
+        yield "what to do", _CUT_HOME if of_home else _CUT_FILE
+    elif bad["damage"] == "missing" and bad["seq"] == 0 and not of_home:
+        yield "what to do", "verify a whole export: `eab audit export` without --since, --until and --query writes one"
+    else:
+        yield "what to do", _REPLACED if bad["damage"] == "replaced" else _DAMAGED
 
 
 def _loss(loss: Mapping[str, Json]) -> str:

@@ -66,7 +66,7 @@ def export(
     Example: eab audit export --format opa -o decisions.jsonl
     """
     from enhanced_agent_bus.cli.audit_prove import export_tiles
-    from enhanced_agent_bus.cli.reading_export import exported_rows
+    from enhanced_agent_bus.cli.reading_export import exported_rows, stored_bodies
 
     session = session_of(context)
     home = session.existing_home()
@@ -89,6 +89,8 @@ def export(
             note_access(session, "audit export", what[:WHAT_CHARS_MAX])
         if format is Format.PARQUET:
             count = _write_table(rows, output, content=payload)
+        elif format is Format.JSONL and not (query or since or until):
+            count = _write_lines(stored_bodies(home), output)
         else:
             count = _write_lines(_lines(rows, format, origin), output)
     if output is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from enhanced_agent_bus.cli.audit_witness import kept_checkpoint
 from enhanced_agent_bus.cli.faults import FOUND, CliError, unknown_id
 from enhanced_agent_bus.cli.render import counted, echo, print_json, safe
 from enhanced_agent_bus.cli.session import Json, Session, session_of
@@ -120,14 +121,10 @@ def _seq_of(connection: sqlite3.Connection, name: str) -> int | None:
 
 def _consistency(session: Session, file: Path) -> Consistency:
     from enhanced_agent_bus.audit import proofs
-    from enhanced_agent_bus.audit.verify import read_note
     from enhanced_agent_bus.cli.reading import database
 
     home = session.existing_home()
-    try:
-        old = read_note(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CliError(f"{file}: {error}", remedy="`eab audit checkpoint` prints one", code="file") from None
+    old = kept_checkpoint(file)
     if not _signed_here(home, old):
         raise _not_so(f"{file} was not signed by this log", "name a checkpoint of this home's log")
     with database(home) as connection:

@@ -1,4 +1,7 @@
-"""What witnesses have, read for `eab audit verify`: those that are named, or those that the settings of a home name."""
+"""What was kept outside, read for `eab audit verify`: a checkpoint, and what witnesses have.
+
+Witnesses are those that are named, or those that the settings of a home name.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,19 @@ from enhanced_agent_bus.cli.render import counted
 from enhanced_agent_bus.cli.session import Json
 
 if TYPE_CHECKING:
+    from enhanced_agent_bus.audit.verify import Note
     from enhanced_agent_bus.audit.witnessed import Kept
+
+
+def kept_checkpoint(path: Path) -> Note:
+    """A checkpoint that was kept. Raises: CliError, when the file holds none; OSError."""
+    from enhanced_agent_bus.audit.verify import read_note
+
+    try:
+        return read_note(path.read_text(encoding="utf-8"))
+    except ValueError:  # no UTF-8, no three lines, no base64
+        what = f"{path}: no checkpoint: origin, size and root are expected on three lines"
+        raise CliError(what, remedy="`eab audit checkpoint` prints one", code="file") from None
 
 
 def named_witnesses(names: Sequence[str]) -> list[Kept]:
@@ -30,6 +45,9 @@ def named_witnesses(names: Sequence[str]) -> list[Kept]:
         if one.error is not None:
             remedy = "name a file of checkpoints, a git repository or the home of a bus"
             raise CliError(f"the witness {name} cannot be read: {one.error}", remedy=remedy, code="file")
+        if not one.notes:
+            remedy = "name what a witness was given: a file of checkpoints, a git repository or the home of a bus"
+            raise CliError(f"the witness {name} holds no checkpoint, of any log", remedy=remedy, code="file")
         kept.append(one)
     return kept
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from enhanced_agent_bus.cli.audit_witness import kept_checkpoint
 from enhanced_agent_bus.cli.faults import CliError
 from enhanced_agent_bus.cli.render import echo, print_json, safe
 from enhanced_agent_bus.cli.session import session_of
@@ -44,8 +45,8 @@ def console(
     """
     session = session_of(context)
     session.existing_home()
-    if checkpoint is not None and not checkpoint.is_file():
-        raise CliError(f"there is no file {checkpoint}", remedy="`eab audit checkpoint` prints one", code="file")
+    if checkpoint is not None:
+        kept_checkpoint(checkpoint)  # what is none is told now, and not on a page
     try:
         from enhanced_agent_bus.console.guard import Tokens
         from enhanced_agent_bus.console.server import listening, make_app, serve

@@ -79,6 +79,9 @@ def describe(error: BaseException) -> tuple[int, dict[str, Any]]:
     if isinstance(error, sqlite3.Error):
         remedy = "run `eab doctor`, and `eab audit verify` for what is still whole"
         return UNDECIDED, _document("store_unreadable", f"the database cannot be read: {error}", remedy)
+    if isinstance(error, json.JSONDecodeError):  # what is typed or named as a file is read where it is wanted
+        remedy = "`eab audit verify` says where; `eab audit export` takes the bytes along as they are"
+        return UNDECIDED, _document("store_corrupt", "something that the home keeps as JSON is damaged", remedy)
     if isinstance(error, UnicodeDecodeError):
         return USAGE, _document("not_text", "the file is not UTF-8 text", "save it as UTF-8")
     what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -42,6 +42,18 @@ def exported_rows(
     return _rows(home, end, wanted, content=content)
 
 
+def stored_bodies(home: Path) -> Iterator[bytes]:
+    """Every record byte for byte, also what is none any more. Raises: StoreCorrupt."""
+    with database(home) as connection:
+        end = one(connection, _LAST)
+    seq, page = 0, [(-1, b"")]
+    while page and seq <= end:
+        with database(home) as connection:
+            page = connection.execute(_PAGE, (seq, end, PAGE_ROWS)).fetchall()
+        yield from (bytes(body) for _, body in page)
+        seq = page[-1][0] + 1 if page else seq
+
+
 def _rows(home: Path, end: int, wanted: Query, *, content: bool) -> Iterator[Row]:
     seq = 0
     while seq <= end:
