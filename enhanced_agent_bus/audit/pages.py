@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, Final
 
@@ -34,6 +34,7 @@ def _environment() -> Environment:
     )
     environment.filters["line"] = _on_one_line
     environment.filters["code"] = _in_backticks
+    environment.filters["lacking"] = _lacking
     return environment
 
 
@@ -44,6 +45,22 @@ def _on_one_line(value: object) -> str:
 
 def _in_backticks(value: object) -> str:
     return " ".join(str(value).split()).replace("`", "'")
+
+
+def _of_starts(weakenings: Mapping[str, int], starts: int) -> str:
+    told = ", ".join(f"{name} ({count} of {starts} starts)" for name, count in weakenings.items())
+    return told or ("none" if starts else "not known: no start of the bus is among these records")
+
+
+def _lacking(conditions: Sequence[str]) -> str:
+    """Why such records cannot arise, in words."""
+    words = {
+        "without": "the weakening {} is in force",
+        "constitution": "the active constitution has no {}",
+        "setting": "the setting {} is not given",
+    }
+    parts = (condition.partition(":") for condition in conditions)
+    return ", ".join(words[kind].format(name) for kind, _, name in parts)
 
 
 def _facts(report: Mapping[str, Any]) -> list[tuple[str, object]]:
@@ -59,6 +76,7 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, object]]:
         ("size", log["size"]),
         ("root", log["root"]),
         ("records that no outside checkpoint vouches for", log["unanchored"]),
+        ("weakenings in what was looked at", _of_starts(report["weakenings_of_starts"], report["starts"])),
         ("weakenings in force at the newest start", ", ".join(report["weakenings"]) or "none"),
         ("active constitution", f"{report['constitution']['digest']}, revision {report['constitution']['revision']}"),
         ("seed of the samples", report["seed"]),

@@ -9,6 +9,7 @@ Not here: mappings (mapping), where records come from and how a report looks (cl
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
@@ -89,10 +90,14 @@ def report(
             if evidence.query and evidence.query not in found:
                 found[evidence.query] = Found(evidence.parsed(), seed)
     looked, first, last = 0, None, None
+    starts, weakenings = 0, Counter[str]()
     every = list(found.values())
     for record, body in records:
         looked += 1
         first, last = first or record["at"], record["at"]
+        if record["kind"] == "opened":
+            starts += 1
+            weakenings.update(record["security_state"])
         for one in every:
             if one.query.finds(record, body):
                 one.add(record)
@@ -103,6 +108,8 @@ def report(
         "from": first,
         "to": last,
         "seed": seed,
+        "starts": starts,
+        "weakenings_of_starts": dict(sorted(weakenings.items())),  # in force at how many of them
         "statuses": {status: sum(one["status"] == status for one in controls) for status in MEANS},
         "controls": controls,
     }

@@ -71,6 +71,29 @@ def test_each_framework_is_reported_on(home: Path, capsys: pytest.CaptureFixture
     assert not list(log(home, "access")), "a report shows no payloads"
 
 
+def test_every_weakening_of_the_period_is_reported(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A clock that was fixed while messages were decided is named, though the newest start had none."""
+    eab(capsys, "run", "app.py:build", "--input", "messages.jsonl", "--at", "2026-03-04T10:30:00Z")
+    eab(capsys, "audit", "hold", "add", "--agent", "booker", "--reason", "case 1")
+    document = json.loads(eab(capsys, "--json", "audit", "report", "--framework", "soc2"))
+    starts = [record for record in log(home) if record["kind"] == "opened"]
+    assert "fixed_clock" not in document["weakenings"]
+    assert document["starts"] == len(starts)
+    assert document["weakenings_of_starts"]["fixed_clock"] == 1
+    assert document["weakenings_of_starts"]["no_witness"] == len(starts)
+    assert f"fixed_clock (1 of {len(starts)} starts)" in eab(
+        capsys, "audit", "report", "--framework", "soc2", "--format", "html"
+    )
+
+
+def test_what_is_lacking_is_told_in_words(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The conditions of a mapping are for machines."""
+    assert home.is_dir()
+    page = eab(capsys, "audit", "report", "--framework", "soc2", "--format", "html")
+    assert "without:" not in page
+    assert "the weakening constitution_folder is in force" in page
+
+
 @pytest.mark.usefixtures("home")
 def test_a_report_as_pages(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """Markdown and HTML, by the name of the file; the same seed gives the same bytes."""
