@@ -31,18 +31,20 @@ _PAGE: Final = """\
 ## Check it in three commands
 
 Python 3.11 or later, and nothing else. The first compares every file with `{sums}`, the second checks the log, the
-third does so against a checkpoint that you got before, or from somebody else, and not out of this zip: without one,
-nobody can tell that the end was not cut off, or that all of it was not written anew.
+third does so against a key and a checkpoint that you got before, or from somebody else, and not out of this zip:
+without these nobody can tell that the end was not cut off, or that all of it was not written anew.
 
 ```
 sha256sum --check --quiet {sums}
 python3 -I {verifier} {log} --key {key} --checkpoint {checkpoint}
-python3 -I {verifier} {log} --key {key} --checkpoint YOUR-CHECKPOINT --require-anchor
+python3 -I {verifier} {log} --key YOUR-KEY --checkpoint YOUR-CHECKPOINT
 ```
 
 `{verifier}` is one file under 500 lines, on nothing but Python's standard library: read it before trusting it. It gives
 three verdicts: integrity (bytes, tree, signatures), completeness (nothing missing, no outcome without its decision),
-time (order, clock steps). The exit status is 0 when nothing wrong was found.
+time (order, clock steps). The exit status is 0 when nothing wrong was found, else 1, and `first_bad` says what and where.
+`unanchored` counts the records that came after your checkpoint: for them there is only the key's word, and
+`--require-anchor` takes that for a 1. `rotations` are changes of the key: one of any time before or after will do.
 
 ## What is in it
 

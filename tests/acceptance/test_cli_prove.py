@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,33 @@ def test_a_new_checkpoint_is_signed_where_the_newest_does_not_reach(eab: Typed) 
     assert json.loads(check(eab.vkey, "proof", proof)) == before[-1]
     assert [record["kind"] for record in log(eab.home)[len(before) :]] == ["checkpoint"]
     eab("audit", "verify")
+
+
+def test_the_page_that_checks_proofs_says_in_a_sentence_what_is_not_shown(eab: Typed, tmp_path: Path) -> None:
+    """A wrong key, a proof that was changed, no arguments: status 1 or 2; growth over a new key takes both."""
+    page = Path(__file__).resolve().parents[2] / "examples" / "auditor" / "check.py"
+
+    def run(*words: str) -> tuple[int, str]:
+        command = [sys.executable, str(page), *words]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stderr
+
+    (tmp_path / "old").write_text(eab("audit", "checkpoint"))
+    (tmp_path / "first.vkey").write_text(eab.vkey)
+    eab("audit", "rotate-key")
+    (tmp_path / "new").write_text(eab("audit", "checkpoint"))
+    eab("audit", "prove", "--consistency", tmp_path / "old", "-o", tmp_path / "growth")
+    (tmp_path / "both.vkey").write_text(f"{(tmp_path / 'first.vkey').read_text()}{eab.vkey}")
+    assert run("both.vkey", "growth", "old", "growth")[0] == 0
+    assert run("first.vkey", "checkpoint", "old")[0] == 0
+    (tmp_path / "second.vkey").write_text(eab.vkey)
+    status, said = run("second.vkey", "checkpoint", "old")
+    assert (status, "no key given signed" in said) == (1, True)
+    (tmp_path / "growth").write_text((tmp_path / "growth").read_text().replace("old ", "old 1", 1))
+    assert run("both.vkey", "growth", "old", "growth")[0] == 1
+    assert run()[0] == 2
+    assert run("first.vkey", "checkpoint", "nowhere")[0] == 2
 
 
 async def test_a_running_bus_signs_for_whoever_proves(running: Typed) -> None:
