@@ -42,7 +42,7 @@ python3 -I {verifier} {log} --key YOUR-KEY --checkpoint YOUR-CHECKPOINT
 
 `{verifier}` is one file under 500 lines, on nothing but Python's standard library: read it before trusting it. It gives
 three verdicts: integrity (bytes, tree, signatures), completeness (nothing missing, no outcome without its decision),
-time (order, clock steps). The exit status is 0 when nothing wrong was found, else 1, and `first_bad` says what and where.
+time (order, clock steps). The exit status is 0 when nothing wrong was found, else 1; `first_bad` says what and where.
 `unanchored` counts the records that came after your checkpoint: for them there is only the key's word, and
 `--require-anchor` takes that for a 1. `rotations` are changes of the key: one of any time before or after will do.
 

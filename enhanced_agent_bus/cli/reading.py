@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from enhanced_agent_bus.admission.canonical import canonical
 from enhanced_agent_bus.audit.homes import open_database
 from enhanced_agent_bus.audit.query import BadQuery, time_of
 from enhanced_agent_bus.cli.faults import CliError, unknown_id
@@ -39,8 +41,10 @@ _WAITING_OF_EACH: Final = (
     "SELECT recipient, count(*) FROM messages WHERE state IN ('queued', 'retrying', 'parked', 'held')"
     " GROUP BY recipient"
 )
-_PAYLOAD: Final = "SELECT body, headers FROM payloads WHERE seq = ?"
-TEXTS: Final = "SELECT body FROM texts WHERE seq = ?"
+_PAYLOAD: Final = "SELECT salt, body, headers FROM payloads WHERE seq = ?"
+#: Where a payload stands beside the first decision on a message.
+OPENING: Final = "SELECT p.salt, p.body, p.headers FROM messages m JOIN payloads p ON p.seq = m.seq WHERE m.id = ?"
+_TEXTS: Final = "SELECT salt, body FROM texts WHERE seq = ?"
 ROW_OF_MESSAGE: Final = "SELECT seq FROM messages WHERE id = ?"
 
 
@@ -280,8 +284,7 @@ def recorded_question(home: Path, name: str) -> Recorded:
 
 def _add_texts(document: dict[str, Json], connection: sqlite3.Connection, seq: int) -> None:
     """Puts remembered strings, which stand apart from the record, back among the facts."""
-    texts = one(connection, TEXTS, (seq,))
-    remembered: Mapping[str, Json] = json.loads(texts).get("facts", {}) if texts is not None else {}
+    remembered: Mapping[str, Json] = (texts_at(connection, seq) or {}).get("facts", {})
     if remembered:
         known = document["facts"]
         document["facts"] = {scope: {**facts, **remembered.get(scope, {})} for scope, facts in known.items()}
@@ -305,11 +308,43 @@ def decision_record(connection: sqlite3.Connection, name: str) -> dict[str, Json
 
 
 def content_at(connection: sqlite3.Connection, seq: int) -> dict[str, Json]:
-    """Payload and headers that stand apart from a record; None for what is not there."""
+    """Payload and headers that stand apart from a record; None for what is not there.
+
+    Raises: StoreCorrupt, for what does not fit the commitments in the record: somebody has put it there.
+    """
     row = connection.execute(_PAYLOAD, (seq,)).fetchone()
-    if row is None or not row[0]:  # erased, or not kept after the end (audit.store_payloads)
+    if row is None or not row[1]:  # erased, or not kept after the end (audit.store_payloads)
         return {"payload": None, "headers": None}
-    return {"payload": json.loads(row[0]), "headers": json.loads(row[1] or b"{}")}
+    salt, body, headers = row
+    record = _record_at(connection, seq)
+    if sha256(salt + body).hexdigest() != record.get("payload") or not headers_fit(salt, headers, record):
+        raise _put_there("the payload, or a header,", seq)
+    return {"payload": json.loads(body), "headers": json.loads(headers or b"{}")}
+
+
+def headers_fit(salt: bytes, headers: bytes | None, record: Mapping[str, Json]) -> bool:
+    """Whether headers as they are stored are those that a decision's record commits to."""
+    stored = json.loads(headers or b"{}")
+    return (sha256(salt + canonical(stored)).hexdigest() if stored else None) == record.get("headers")
+
+
+def texts_at(connection: sqlite3.Connection, seq: int) -> dict[str, Json] | None:
+    """Texts that stand apart from a record; None where there are none. Raises: StoreCorrupt, as `content_at`."""
+    row = connection.execute(_TEXTS, (seq,)).fetchone()
+    if row is None or not row[1]:
+        return None
+    if sha256(row[0] + row[1]).hexdigest() != _record_at(connection, seq).get("texts"):
+        raise _put_there("a text", seq)
+    return dict(json.loads(row[1]))
+
+
+def _record_at(connection: sqlite3.Connection, seq: int) -> dict[str, Json]:
+    return dict(json.loads(one(connection, BY_SEQ, (seq,)) or b"{}"))
+
+
+def _put_there(what: str, seq: int) -> StoreCorrupt:
+    remedy = f"somebody has changed the database; `eab audit show {seq}` shows the record, a backup may have the rest"
+    return StoreCorrupt(f"{what} that stands beside record {seq} is not what was decided on", remedy=remedy)
 
 
 def record_time(text: str) -> str:

@@ -15,7 +15,7 @@ import orjson
 
 from enhanced_agent_bus.audit.formats.row import Row
 from enhanced_agent_bus.audit.query import Query
-from enhanced_agent_bus.cli.reading import database, one
+from enhanced_agent_bus.cli.reading import OPENING, database, headers_fit, one
 from enhanced_agent_bus.cli.reading_log import query_of
 from enhanced_agent_bus.cli.session import Json
 
@@ -24,7 +24,6 @@ PAGE_ROWS: Final = 500
 _LAST: Final = "SELECT coalesce(max(seq), -1) FROM records"
 _PAGE: Final = "SELECT seq, body FROM records WHERE seq BETWEEN ? AND ? ORDER BY seq LIMIT ?"
 _APART: Final = "SELECT salt, body, headers FROM payloads WHERE seq = ?"
-_OPENING: Final = "SELECT p.salt, p.body, p.headers FROM messages m JOIN payloads p ON p.seq = m.seq WHERE m.id = ?"
 _TEXTS: Final = "SELECT salt, body FROM texts WHERE seq = ?"
 
 
@@ -82,11 +81,11 @@ def _content(connection: sqlite3.Connection, seq: int, record: dict[str, Json]) 
     """What stands apart from a decision; what is gone or altered is not there."""
     kept: Sequence[Any] = connection.execute(_APART, (seq,)).fetchone() or ()
     if not _is_committed(kept, record["payload"]):  # of a later decision the payload stands by the first one
-        kept = connection.execute(_OPENING, (record["message_id"],)).fetchone() or ()
+        kept = connection.execute(OPENING, (record["message_id"],)).fetchone() or ()
     content: dict[str, Json] = {}
     if _is_committed(kept, record["payload"]):
         content["payload"] = orjson.loads(kept[1])
-        if record.get("headers") is not None and kept[2]:
+        if record.get("headers") is not None and headers_fit(kept[0], kept[2], record):
             content["headers"] = orjson.loads(kept[2])
     texts: Sequence[Any] = connection.execute(_TEXTS, (seq,)).fetchone() or ()
     if _is_committed(texts, record.get("texts")):

@@ -15,16 +15,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+import orjson
+
 from enhanced_agent_bus.audit.query import BadQuery, Query, Term, parse, time_of
 from enhanced_agent_bus.cli.faults import CliError
-from enhanced_agent_bus.cli.reading import BY_SEQ, OF_MESSAGE, PAGE_ROWS, TEXTS, content_at, database, one
+from enhanced_agent_bus.cli.reading import BY_SEQ, OF_MESSAGE, PAGE_ROWS, content_at, database, one, texts_at
 from enhanced_agent_bus.cli.session import Json
+from enhanced_agent_bus.errors import StoreCorrupt
 from enhanced_agent_bus.ledger import sql
 
 SCAN_ROWS: Final = 4000
 SEQ_DIGITS_MAX: Final = 18  # SQLite takes no more
 SEQ_MAX: Final = float(1 << 53)
 _LAST: Final = "SELECT coalesce(max(seq), -1) FROM records"
+_ERASURES: Final = f"SELECT body FROM records WHERE {sql.RARE} AND kind = 'erasure' AND instr(body, ?) ORDER BY seq"  # noqa: S608
 _PAGE: Final = "SELECT seq, body FROM records WHERE seq BETWEEN ? AND ?"
 _OF_MESSAGE_BETWEEN: Final = "SELECT seq, body FROM records WHERE message_id = ? AND seq BETWEEN ? AND ? ORDER BY seq"
 
@@ -189,16 +193,34 @@ def records_named(home: Path, name: str, *, content: bool) -> list[dict[str, Jso
 
 
 #: In place of what a record commits to.
-GONE: Final = "erased or not kept"
+NOT_KEPT: Final = "not kept"
+ALTERED: Final = "altered: not what was decided on"
 
 
 def _with_content(connection: sqlite3.Connection, record: dict[str, Json]) -> dict[str, Json]:
-    kept = content_at(connection, record["seq"])
-    texts = one(connection, TEXTS, (record["seq"],))
-    apart = {name: value for name, value in kept.items() if value is not None}
-    if texts is not None:
-        apart["texts"] = json.loads(texts)
+    apart: dict[str, Json] = {}
+    try:
+        kept = content_at(connection, record["seq"])
+        apart = {name: value for name, value in kept.items() if value is not None}
+    except StoreCorrupt:
+        apart = dict.fromkeys(("payload", "headers"), ALTERED)
+    try:
+        texts = texts_at(connection, record["seq"])
+        apart |= {} if texts is None else {"texts": texts}
+    except StoreCorrupt:
+        apart["texts"] = ALTERED
     # A later decision on a message has its payload beside the first one.
     committed = ["texts"] if record.get("previous") is not None else ["payload", "headers", "texts"]
-    apart |= {name: GONE for name in committed if name not in apart and record.get(name) is not None}
+    missing = [name for name in committed if name not in apart and record.get(name) is not None]
+    if missing:
+        apart |= dict.fromkeys(missing, _why_gone(connection, str(record["message_id"])))
     return record | {"content": apart} if apart else record
+
+
+def _why_gone(connection: sqlite3.Connection, message_id: str) -> str:
+    """An erasure names the messages that it took; without one the content was not kept after the end."""
+    for (body,) in connection.execute(_ERASURES, (orjson.dumps(message_id),)):
+        erasure = json.loads(body)
+        if message_id in erasure["messages"]:
+            return f"erased by {erasure['basis']}, seq {erasure['seq']}"
+    return NOT_KEPT

@@ -13,10 +13,10 @@ from enhanced_agent_bus.cli.reading import (
     PAGE_ROWS,
     ROW_OF_MESSAGE,
     SHOW_REMEDY,
-    TEXTS,
     content_at,
     database,
     one,
+    texts_at,
 )
 from enhanced_agent_bus.cli.session import Json
 from enhanced_agent_bus.deliberation import notes
@@ -98,7 +98,7 @@ def _reasons(connection: sqlite3.Connection, message: StoredMessage) -> list[Rea
     for (body,) in connection.execute(OF_MESSAGE, (message.envelope.id,)):
         record = json.loads(body)
         if record["kind"] == "decision" and record["decision_id"] == message.decision_id:
-            texts = json.loads(one(connection, TEXTS, (record["seq"],)) or "{}")
+            texts = texts_at(connection, record["seq"]) or {}
             words = texts.get("reasons") or [("", "")] * len(record["reasons"])
             pairs = zip(record["reasons"], words, strict=False)
             return [Reason(reason["rule"], reason["code"], *said) for reason, said in pairs]

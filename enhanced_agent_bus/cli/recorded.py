@@ -15,7 +15,7 @@ from enhanced_agent_bus.admission.supposed import UNDECIDED
 from enhanced_agent_bus.authoring.questions import WHY, Decision, Unasked
 from enhanced_agent_bus.cli.author import named_path
 from enhanced_agent_bus.cli.faults import FOUND, CliError
-from enhanced_agent_bus.cli.reading import database, decision_record
+from enhanced_agent_bus.cli.reading import OPENING, database, decision_record, headers_fit
 from enhanced_agent_bus.cli.session import Json
 
 PAGE_ROWS: Final = 500
@@ -30,7 +30,6 @@ _ONE: Final = (
     "SELECT r.seq, r.body, p.salt, p.body, p.headers, t.salt, t.body FROM records r"
     " LEFT JOIN payloads p ON p.seq = r.seq LEFT JOIN texts t ON t.seq = r.seq WHERE r.seq = ?"
 )
-_OPENING: Final = "SELECT p.salt, p.body, p.headers FROM messages m JOIN payloads p ON p.seq = m.seq WHERE m.id = ?"
 _LAST: Final = "SELECT coalesce(max(seq), -1) FROM records"
 _AT: Final = "SELECT body FROM records WHERE seq = ?"
 _NEWEST: Final = "SELECT seq FROM records WHERE kind = 'decision' AND seq >= ? ORDER BY seq DESC LIMIT 1 OFFSET ?"
@@ -119,7 +118,7 @@ def _opening(connection: sqlite3.Connection, row: Sequence[Any]) -> Opening:
     _, text, salt, body, headers, texts_salt, texts = row
     if not body:  # a later decision on a message whose payload stands by the first one
         message_id = orjson.loads(text)["message_id"]
-        salt, body, headers = connection.execute(_OPENING, (message_id,)).fetchone() or (None, None, None)
+        salt, body, headers = connection.execute(OPENING, (message_id,)).fetchone() or (None, None, None)
     return Opening(salt, body, headers, texts_salt, texts)
 
 
@@ -133,7 +132,9 @@ def decision_of(text: bytes, opening: Opening) -> Decision | Unasked:
         return Unasked(seq, message_id, "undecided")  # a server may answer in a form that is none, and then rightly
     if not opening.body or opening.salt is None:
         return Unasked(seq, message_id, "payload_gone")
-    if sha256(opening.salt + opening.body).hexdigest() != record["payload"]:
+    if sha256(opening.salt + opening.body).hexdigest() != record["payload"] or not headers_fit(
+        opening.salt, opening.headers, record
+    ):
         return Unasked(seq, message_id, "payload_altered")
     if "texts" in record and (not opening.texts or opening.texts_salt is None):
         return Unasked(seq, message_id, "texts_gone")

@@ -221,7 +221,9 @@ async def test_after_an_erasure_everything_says_so(tmp_path: Path, capsys: pytes
         with pytest.raises(ValueError, match="needs a reason"):
             await bus.erase("message", done, reason=" ")
     status, shown = await eab_json(capsys, "audit", "show", done, "--payload", home=home)
-    assert (status, shown[0]["content"]) == (0, dict.fromkeys(("payload", "headers"), "erased or not kept"))
+    seq = log(home, "erasure")[0]["seq"]
+    told = f"erased by request, seq {seq}"
+    assert (status, shown[0]["content"]) == (0, dict.fromkeys(("payload", "headers"), told))
     status, life = await eab(capsys, "audit", "show", done, home=home)
     assert status == 0
     assert "request 4711" in life

@@ -1,0 +1,87 @@
+"""Content that somebody put beside a record: no command passes it off as what was decided on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from enhanced_agent_bus.cli.app import run_command
+from tests.developer import Inbox, log, small_bus
+
+FORGED = "forged by somebody"
+ALTERED = "altered: not what was decided on"
+
+
+async def eab(capsys: pytest.CaptureFixture[str], home: Path, *words: str, status: int = 0) -> str:
+    """What one command prints."""
+    found = await asyncio.to_thread(run_command, ["--home", str(home), *words])
+    out, err = capsys.readouterr()
+    assert found == status, out + err
+    return str(out + err)
+
+
+async def a_home(folder: Path) -> Path:
+    """One message delivered, with a header; and one that was refused, with words."""
+    async with small_bus(folder) as bus:
+        desk = await bus.register("desk", tenant="acme")
+        await bus.register("booker", handler=Inbox(), tenant="acme")
+        receipt = await desk.send("booker", {"trip": 7}, id="order-1", headers={"who": "us"})
+        await receipt.outcome(timeout=10)
+    return folder / "home"
+
+
+def forge(home: Path, column: str, value: object) -> None:
+    """Somebody who can write to the database puts it in the place of what is there."""
+    connection = sqlite3.connect(home / "bus.db", isolation_level=None)
+    content = json.dumps(value).encode()
+    assert connection.execute(f"UPDATE payloads SET {column} = ? WHERE length(body) > 0", (content,)).rowcount  # noqa: S608
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("body", {"trip": FORGED}), ("headers", {"who": FORGED}), ("headers", {})]
+)
+async def test_a_forged_payload_or_header_is_not_shown_as_what_was_decided_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str, value: object
+) -> None:
+    """`verify` looks at records alone; whatever shows content holds it against the commitment in its record."""
+    home = await a_home(tmp_path)
+    assert "us" in await eab(capsys, home, "audit", "show", "desk/order-1", "--payload")
+    forge(home, column, value)
+    shown = await eab(capsys, home, "audit", "show", "desk/order-1", "--payload")
+    assert FORGED not in shown
+    assert ALTERED in shown
+    decision = log(home, "decision")[0]
+    said = await eab(capsys, home, "audit", "reproduce", str(decision["seq"]), status=1)
+    assert "not the one" in said
+    said = await eab(capsys, home, "policy", "explain", "desk/order-1", "--payload", status=3)
+    assert FORGED not in said
+    assert "not what was decided on" in said
+    for form in ("opa", "cloudevents"):
+        assert FORGED not in await eab(capsys, home, "audit", "export", "--format", form, "--payload")
+
+
+async def test_what_was_never_kept_is_told_apart_from_what_was_erased(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An erasure is named by its record; without one the content was not kept."""
+    home = await a_home(tmp_path)
+    assert "not kept" not in await eab(capsys, home, "audit", "show", "desk/order-1", "--payload")
+    await eab(capsys, home, "audit", "erase", "desk/order-1", "--reason", "request 1")
+    [erasure] = log(home, "erasure")
+    shown = await eab(capsys, home, "audit", "show", "desk/order-1", "--payload")
+    assert f"erased by request, seq {erasure['seq']}" in shown
+    async with small_bus(tmp_path, audit={"store_payloads": False}) as bus:
+        desk = await bus.agent("desk")
+        booker = await bus.agent("booker")
+        await booker.unregister()
+        await bus.register("booker", handler=Inbox(), tenant="acme")
+        receipt = await desk.send("booker", {"trip": 8}, id="order-2")
+        await receipt.outcome(timeout=10)
+    shown = await eab(capsys, home, "audit", "show", "desk/order-2", "--payload")
+    assert "not kept" in shown
+    assert "erased" not in shown
