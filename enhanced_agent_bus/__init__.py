@@ -25,6 +25,7 @@ __all__ = [
     "Gate",
     "LegalHold",
     "Message",
+    "NodeInfo",
     "NotDelivered",
     "Outcome",
     "Pass",
@@ -42,6 +43,7 @@ __all__ = [
     "StoreCorrupt",
     "StoreLocked",
     "Strategy",
+    "TransportAway",
     "Waiting",
     "open_bus",
 ]
@@ -64,6 +66,7 @@ if _typing.TYPE_CHECKING:
         RequestTimeout,
         StoreCorrupt,
         StoreLocked,
+        TransportAway,
     )
     from enhanced_agent_bus.message import Message, Priority
     from enhanced_agent_bus.outcome import (
@@ -77,6 +80,7 @@ if _typing.TYPE_CHECKING:
         Erasure,
         Fact,
         LegalHold,
+        NodeInfo,
         Outcome,
         Receipt,
         Recovery,
@@ -93,11 +97,12 @@ else:  # At run time each name is imported when it is first asked for (PEP 562):
     _ERRORS = (
         *("AgentExists", "AuditUnavailable", "BusClosed", "BusError", "ConfigInvalid", "ConstitutionRejected"),
         *("EngineMissing", "NotDelivered", "Refused", "RequestTimeout", "StoreCorrupt", "StoreLocked"),
+        "TransportAway",
     )
     _OUTCOMES = (
         *("Activation", "AgentInfo", "Candidate", "DeadLetter", "Deliberated", "Divergence", "Drained"),
         *("Erasure", "Fact", "LegalHold", "Retention"),
-        *("Outcome", "Receipt", "Recovery", "ShadowReport", "Status", "Waiting"),
+        *("Outcome", "Receipt", "Recovery", "ShadowReport", "NodeInfo", "Status", "Waiting"),
     )
     _MODULES = {
         "Agent": "agent",

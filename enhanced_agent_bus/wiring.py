@@ -61,7 +61,8 @@ async def open_bus(
 
     `constitution` is a path, or the section of that name; the other sections of the settings are keywords, such as
     `policy={"timeout_seconds": 1}`. `clock` replaces the machine's.
-    Raises: ConfigInvalid, ConstitutionRejected, EngineMissing, StoreCorrupt, StoreLocked, AuditUnavailable.
+    Raises: ConfigInvalid, ConstitutionRejected, EngineMissing, StoreCorrupt, StoreLocked, AuditUnavailable,
+    TransportAway.
     """
     faultpoints.points.arm(os.environ.get(faultpoints.VARIABLE, ""))
     section = {"path": str(constitution)} if isinstance(constitution, str | Path) else constitution

@@ -26,12 +26,12 @@ PROMISED: Final = frozenset(
         "Activation", "Agent", "AgentBus", "AgentExists", "AuditUnavailable", "BusClosed", "BusError", "ConfigInvalid",
         "ConstitutionRejected", "DeadLetter", "Drained", "EngineMissing", "Gate", "Message", "NotDelivered", "Outcome",
         "Pass", "Priority", "Reason", "Receipt", "Refusal", "Refused", "RequestTimeout", "Retry", "Status",
-        "StoreCorrupt", "StoreLocked", "Strategy", "open_bus",
+        "StoreCorrupt", "StoreLocked", "Strategy", "TransportAway", "open_bus",
     }
 )  # fmt: skip
 #: What operators' lists are made of.
 LISTED: Final = frozenset(
-    {"AgentInfo", "Candidate", "Deliberated", "Divergence", "Fact", "Recovery", "ShadowReport", "Waiting"}
+    {"AgentInfo", "Candidate", "Deliberated", "Divergence", "Fact", "NodeInfo", "Recovery", "ShadowReport", "Waiting"}
     | {"Erasure", "LegalHold", "Retention"}
 )
 PUBLIC: Final = sorted(PROMISED | LISTED)
