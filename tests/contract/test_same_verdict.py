@@ -25,7 +25,7 @@ from tests.opa import opa_server
 from tests.support import write_constitution
 
 ROOT = Path(__file__).resolve().parents[2]
-MESSAGES = 20_000 if os.environ.get("EAB_HYPOTHESIS") == "fuzz" else 700
+MESSAGES = 20_000 if os.environ.get("EAB_HYPOTHESIS") == "fuzz" else 900
 AT_ONCE = 32
 SECONDS = 60.0
 pytestmark = [pytest.mark.fuzz, pytest.mark.timeout(600)]
