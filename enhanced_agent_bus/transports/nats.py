@@ -72,6 +72,7 @@ class NatsTransport:
         self._told: list[Callable[[bool], None]] = []
         self._ready = False
         self._closed = False
+        self._monitor = ""
         line.up, line.down = self._up, self._down
 
     @property
@@ -155,9 +156,15 @@ class NatsTransport:
             if "nobody who answers" in error.message:  # the client port answers, JetStream does not
                 raise self._unfit(None) from None
             raise
-        streams = list(self._configs.values())
-        self.weaknesses = tuple(await inspected(self._access, self._line.info, streams, monitor, self._replicas))
+        self._monitor = monitor
+        await self._inspect()
         self._ready = True
+
+    async def _inspect(self) -> None:
+        """What is weak about the server of this connection; the monitoring port may take its time."""
+        streams = list(self._configs.values())
+        found = await inspected(self._access, self._line.info, streams, self._monitor, self._replicas)
+        self.weaknesses = tuple(found)
 
     def _unfit(self, error: ApiError | None) -> ConfigInvalid:
         if error is None or error.number in NOT_ENABLED:
@@ -255,6 +262,7 @@ class NatsTransport:
         for watch in self._watches:
             watch.up()
         self._tell(connected=True)
+        await self._inspect()  # it may be another server, or have another configuration
 
     def _down(self) -> None:
         was, self._ready, self._certain_us = self._ready, False, math.inf

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -223,7 +225,7 @@ async def test_a_slow_way_only_takes_longer(nats_server: NatsServer) -> None:
 
 
 async def test_a_way_that_is_cut_again_and_again_loses_nothing(nats_server: NatsServer) -> None:
-    """Whatever was on its way is posted again under its id, and arrives; nothing settled comes again."""
+    """Whatever was on its way is posted again under its id, and arrives; nothing known to be settled comes again."""
     bus = f"faults{next(BUSES)}"
     async with (
         proxy_to(nats_server.port) as proxy,
@@ -247,7 +249,7 @@ async def test_a_way_that_is_cut_again_and_again_loses_nothing(nats_server: Nats
             proxy.cut()
             proxy.mend()
         await posts
-        await until(lambda: len(desk.settled) == 300, 30)
+        await until(lambda: len(desk.handed) == 300, 30)
         assert desk.after_settling == []
 
 
@@ -439,3 +441,19 @@ async def test_an_address_opens_what_it_stands_for(nats_server: NatsServer) -> N
     again = await transport_at("memory://hall", "bus")
     assert await (await again.bucket("facts")).get("a") is None
     await again.close()
+
+
+def test_without_the_extra_it_is_named() -> None:
+    """Where the NATS client is not installed, an address of a server is an error that says what to install."""
+    program = (
+        "import asyncio, sys\n"
+        "sys.modules['nats'] = None\n"
+        "from enhanced_agent_bus.transports.places import transport_at\n"
+        "try:\n"
+        "    asyncio.run(transport_at('nats://user:secret@127.0.0.1', 'bus'))\n"
+        "except Exception as error:\n"
+        "    print(type(error).__name__, error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("ConfigInvalid nats://127.0.0.1 needs the NATS client")
+    assert "opa-agent-bus[nats]" in done.stdout
