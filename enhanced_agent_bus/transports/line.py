@@ -42,6 +42,10 @@ _NO_RECONNECT: Final[dict[str, Any]] = {
 }
 
 
+class NobodyAnswers(TransportAway):
+    """The server is there, and nobody behind it for what was asked."""
+
+
 class Line:
     """Asks and is answered within a time, or raises TransportAway."""
 
@@ -106,7 +110,7 @@ class Line:
             if answer.done() and not answer.cancelled():
                 answer.exception()  # seen, even when publishing failed first
         if not message.data and message.headers and message.headers.get("Status") == NOBODY:
-            raise TransportAway(f"{self.url} has nobody who answers: JetStream is off, starting, or without its stream")
+            raise NobodyAnswers(f"{self.url} has nobody who answers: JetStream is off, starting, or without its stream")
         return message
 
     def say(self, subject: str, body: bytes, reply: str = "") -> None:

@@ -35,7 +35,7 @@ from enhanced_agent_bus.transports.jetstream import (
     away,
     published,
 )
-from enhanced_agent_bus.transports.line import Line
+from enhanced_agent_bus.transports.line import Line, NobodyAnswers
 from enhanced_agent_bus.transports.names import checked_box, checked_bucket, checked_bus, checked_letter, token
 from enhanced_agent_bus.transports.server import Weakness, inspected
 
@@ -152,10 +152,8 @@ class NatsTransport:
             await self._look_at_server()
         except ApiError as error:
             raise self._unfit(error) from None
-        except TransportAway as error:
-            if "nobody who answers" in error.message:  # the client port answers, JetStream does not
-                raise self._unfit(None) from None
-            raise
+        except NobodyAnswers:
+            raise self._unfit(None) from None
         self._monitor = monitor
         await self._inspect()
         self._ready = True
