@@ -170,23 +170,20 @@ async def _transport(stack: AsyncExitStack, settings: Settings) -> Transport | N
     given, dedup_seconds = settings.transport, settings.limits.dedup_seconds
     if given.url == ALONE:
         return None
-    transport: Transport
-    if given.url.startswith(ALONE):
-        from enhanced_agent_bus.transports.memory import open_memory  # noqa: PLC0415 - a bus of one node needs none
+    from enhanced_agent_bus.transports.places import transport_at  # noqa: PLC0415 - a bus of one node needs none
 
-        transport = open_memory(given.url, dedup_seconds=dedup_seconds)
-    else:
-        from enhanced_agent_bus.transports.access import Access  # noqa: PLC0415
-        from enhanced_agent_bus.transports.nats import open_nats  # noqa: PLC0415
-
-        files = (given.creds_file, given.nkey_file, given.tls_ca, given.tls_cert, given.tls_key)
-        transport = await open_nats(
-            Access(given.url, *files),
-            given.name,
-            dedup_seconds=dedup_seconds,
-            replicas=given.replicas,
-            monitor=given.monitor,
-        )
+    transport = await transport_at(
+        given.url,
+        given.name,
+        dedup_seconds=dedup_seconds,
+        replicas=given.replicas,
+        monitor=given.monitor,
+        creds_file=given.creds_file,
+        nkey_file=given.nkey_file,
+        tls_ca=given.tls_ca,
+        tls_cert=given.tls_cert,
+        tls_key=given.tls_key,
+    )
     stack.push_async_callback(transport.close)
     return transport
 
