@@ -42,6 +42,11 @@ class _Asked(NamedTuple):
     variable: str  # which asks for it
 
     @property
+    def named(self) -> bool:
+        """By its name; an address alone may be the machine's, and meant for other programs."""
+        return self.variable.endswith("_EXPORTER")
+
+    @property
     def sentence(self) -> str:
         return f"{self.variable} asks for the exporter {shown(self.name)}"
 
@@ -60,7 +65,7 @@ def telemetry(seconds: float = STOP_SECONDS_MAX) -> Iterator[None]:
     if not exporters:
         yield
         return
-    stops = _start(exporters)
+    stops = _start_what_is_there(exporters)
     try:
         yield
     finally:
@@ -84,8 +89,30 @@ def asked(environ: Mapping[str, str]) -> list[_Asked]:
     return found
 
 
+class _Missing(Exception):
+    """No package that is installed has the exporter that is wanted; `error` says so."""
+
+    def __init__(self, wanted: _Asked, mend: str) -> None:
+        super().__init__(wanted.sentence)
+        off = f"{wanted.variable}=none" if wanted.named else "OTEL_SDK_DISABLED=true"
+        what = f"{wanted.sentence}, and no package that is installed has it"
+        self.wanted = wanted
+        self.error = ConfigInvalid(what, remedy=f"{mend}, or set {off}")
+
+
+def _start_what_is_there(exporters: list[_Asked]) -> list[Callable[[], object]]:
+    """As `_start`; what only an address asks for, and is missing, is told and left out. Raises: ConfigInvalid."""
+    try:
+        return _start(exporters) if exporters else []
+    except _Missing as missing:
+        if missing.wanted.named:
+            raise missing.error from None
+        sys.stderr.write(f"telemetry: nothing is sent: {missing.error.message}: {missing.error.remedy}\n")
+        return _start_what_is_there([each for each in exporters if each.named])
+
+
 def _start(exporters: list[_Asked]) -> list[Callable[[], object]]:
-    """Makes the providers; answers how each is stopped. Raises: ConfigInvalid."""
+    """Makes the providers; answers how each is stopped. Raises: ConfigInvalid, _Missing."""
     try:
         from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415 - the extra
         from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader  # noqa: PLC0415
@@ -142,7 +169,7 @@ def _resource() -> Resource:
 
 
 def _exporter(wanted: _Asked) -> Any:
-    """Raises: ConfigInvalid."""
+    """Raises: ConfigInvalid, _Missing."""
     name = wanted.name
     if name == "otlp":
         signal = f"OTEL_EXPORTER_OTLP_{wanted.signal.upper()}_PROTOCOL"
@@ -163,13 +190,9 @@ def _exporter(wanted: _Asked) -> Any:
         ) from error
 
 
-def _missing(wanted: _Asked, name: str = "otlp_proto_http") -> ConfigInvalid:
+def _missing(wanted: _Asked, name: str = "otlp_proto_http") -> _Missing:
     mend = EXTRA if name in ("otlp_proto_http", "console") else f"install the package that has {shown(name)}"
-    return ConfigInvalid(
-        f"{wanted.sentence}, and no package that is installed has it",
-        remedy=f"{mend}, or set {wanted.variable if wanted.variable.endswith('_EXPORTER') else 'OTEL_SDK_DISABLED'}="
-        f"{'none' if wanted.variable.endswith('_EXPORTER') else 'true'}",
-    )
+    return _Missing(wanted, mend)
 
 
 def _quieten() -> None:

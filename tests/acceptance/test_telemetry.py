@@ -445,8 +445,8 @@ def test_a_collector_that_is_away_is_said_in_a_line(place: Path) -> None:
     [
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, ("OTEL_TRACES_EXPORTER asks", "'zipkin'", "OTEL_TRACES_EXPORTER=none")),
         (
-            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"},
-            ("OTEL_EXPORTER_OTLP_ENDPOINT asks", "otlp_proto_grpc", "OTEL_SDK_DISABLED=true"),
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x", "OTEL_TRACES_EXPORTER": "zipkin"},
+            ("OTEL_TRACES_EXPORTER asks", "'zipkin'", "OTEL_TRACES_EXPORTER=none"),
         ),
     ],
 )
@@ -464,6 +464,26 @@ def test_an_exporter_that_is_not_there_is_a_sentence(
     said = json.loads(capsys.readouterr().err)["error"]
     assert all(word in said["message"] + said["remedy"] for word in words), said
     assert not (place / ".eab").exists()
+
+
+@pytest.mark.parametrize("lacking", ["the extra", "the package for grpc"])
+def test_an_address_of_the_machine_does_not_stop_a_bus_that_cannot_send_to_it(
+    lacking: str, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence for what is not sent, and every line is delivered: nobody has asked this bus for telemetry."""
+    assert place.is_dir()
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    if lacking == "the extra":
+        monkeypatch.setitem(sys.modules, "opentelemetry.sdk.metrics", None)
+    else:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
+    assert run_command(list(RUN)) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["delivered"] == 20
+    [said] = [line for line in err.splitlines() if line.startswith("telemetry: ")]
+    assert "OTEL_EXPORTER_OTLP_ENDPOINT asks" in said
+    assert "nothing is sent" in said
+    assert "OTEL_SDK_DISABLED=true" in said
 
 
 def test_without_the_extra_it_is_named(
