@@ -48,7 +48,7 @@ class Events:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._size = self._whole()
-        except BaseException:
+        except BaseException:  # Ctrl-C too: whatever ends it here, the file and its lock are let go of
             os.close(self._file)
             raise
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Annotated
 
 import typer
@@ -14,6 +15,7 @@ from enhanced_agent_bus.cli.render import counted, echo, print_json, print_pairs
 from enhanced_agent_bus.cli.session import Json, ask_running, change, session_of
 
 SEARCH_REMEDY = "`eab audit search` finds ids"
+LISTED_MAX = 5  # messages with one reason; as JSON each is there
 REPORT_SECONDS = 60.0  # a bus that has much to look through may take so long to answer
 Conversation = Annotated[str | None, typer.Option("--conversation", metavar="ID", help="All of a conversation.")]
 AgentId = Annotated[str | None, typer.Option("--agent", metavar="ID", help="All that this agent sent or was sent.")]
@@ -78,10 +80,19 @@ def erase(
     elif not left:
         echo(safe(f"nothing of {of} {name} is kept beside its records: it was erased before, or never kept"))
     if left:
-        print_table(("not erased", "because"), list(left.items()))
+        print_table(("not erased", "because"), list(_by_reason(left)))
         echo(session.named(_what_now(left)))
         return faults.FOUND
     return faults.DONE
+
+
+def _by_reason(left: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """A line for each message, or for all that are left for the same reason where these are many."""
+    reasons = Counter(left.values())
+    for why, count in reasons.items():
+        if count > LISTED_MAX:
+            yield counted(count, "message"), why
+    yield from ((name, why) for name, why in left.items() if reasons[why] <= LISTED_MAX)
 
 
 def _what_now(left: Mapping[str, str]) -> str:

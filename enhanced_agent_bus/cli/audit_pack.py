@@ -63,6 +63,8 @@ def pack(
     frameworks += [mapping_read(mapping_text(None, file), file) for file in mapping or []]
     if not output.parent.is_dir():
         raise CliError(f"there is no folder {output.parent}", remedy="name a file in a folder that is there")
+    if output.is_dir():
+        raise CliError(f"{output} is a folder", remedy="name a file in it: -o FOLDER/evidence.zip", code="file")
     drawn = _drawn(home, words or [], number, seed)
     if payload:
         note_access(session, "audit pack", " ".join(words or []) or "all")

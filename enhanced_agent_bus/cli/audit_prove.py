@@ -166,6 +166,8 @@ def export_tiles(session: Session, home: Path, folder: Path) -> None:
     from enhanced_agent_bus.audit import proofs, tiles
     from enhanced_agent_bus.cli.reading import database
 
+    if folder.exists() and not folder.is_dir():
+        raise CliError(f"{folder} is a file", remedy="name a folder, or one that is not there yet", code="file")
     with database(home) as connection:
         note = _own(home, proofs.newest_note(connection))
         try:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 import typer
 from typer.core import TyperCommand
 
-from enhanced_agent_bus.cli.faults import unknown_id
+from enhanced_agent_bus.cli.faults import CliError, unknown_id
 from enhanced_agent_bus.cli.render import echo, print_json, print_pairs, print_table, safe
 from enhanced_agent_bus.cli.session import Json, Session, note_access, session_of
 
@@ -208,6 +208,8 @@ def sample(
     from enhanced_agent_bus.cli.progress import Scanning
     from enhanced_agent_bus.cli.reading_log import Search, query_of, records_named
 
+    if not seed.strip():
+        raise CliError("--seed is empty", remedy="choose any words that nobody could know before the log was written")
     session = session_of(context)
     home = session.existing_home()
     query = query_of(words or ())

@@ -97,7 +97,8 @@ def mapping_text(framework: str | None, mapping: Path | None) -> str:
 
     known = ", ".join(shipped())
     if (framework is None) == (mapping is None):
-        raise CliError("name a framework or a mapping", remedy=f"--framework ID with one of {known}, or --mapping FILE")
+        what = "name a framework or a mapping" + ("" if framework is None else ", not both")
+        raise CliError(what, remedy=f"--framework ID with one of {known}, or --mapping FILE")
     if mapping is not None:
         try:
             return mapping.read_text(encoding="utf-8")
@@ -179,8 +180,14 @@ def setup_of(home: Path, standing: dict[str, Json]) -> Setup:
 
 
 def _by_name(output: Path | None) -> Format | None:
-    suffixes = {".html": Format.HTML, ".htm": Format.HTML, ".json": Format.JSON, ".md": Format.MARKDOWN}
-    return None if output is None else suffixes.get(output.suffix.lower())
+    suffixes = {".html": Format.HTML, ".htm": Format.HTML, ".json": Format.JSON}
+    suffixes |= dict.fromkeys(("", ".md", ".markdown", ".txt"), Format.MARKDOWN)
+    if output is None:
+        return None
+    if output.suffix.lower() not in suffixes:
+        remedy = "name a file that ends in .md, .html or .json, or say --format"
+        raise CliError(f"{output}: reports are not written as {output.suffix}", remedy=remedy)
+    return suffixes[output.suffix.lower()]
 
 
 def _write(output: Path, page: str) -> None:

@@ -168,16 +168,22 @@ def _told(session: Session, step: Mapping[str, Json]) -> Iterator[str]:
     elif step["what"] == "outcome":
         yield from _ended(step)
     elif step["what"] == "approval":
-        yield f"{step['event']} by {step['approver']} ({', '.join(step['roles']) or 'no roles'})"
-        if step.get("rules"):
-            yield f"for {', '.join(step['rules'])}"
-        if step.get("why"):
-            yield str(step["why"])
+        yield from told_approval(step)
     else:
         said = [f"{name} {compact(value)}" for name, value in step.items() if name not in _SHOWN and value is not None]
         yield " ".join([step["what"], *([step["event"]] if step.get("event") else [])])
         yield from said
     yield from _apart(step.get("content") or {})
+
+
+def told_approval(step: Mapping[str, Json]) -> Iterator[str]:
+    """What an approver did, or tried to: what is refused then is the attempt, and not the message."""
+    who = f"by {step['approver']} ({', '.join(step['roles']) or 'no roles'})"
+    yield f"{step['act']} {who}, not taken" if step["event"] == "refused" else f"{step['event']} {who}"
+    if step.get("rules"):
+        yield f"for {', '.join(step['rules'])}"
+    if step.get("why"):
+        yield str(step["why"])
 
 
 _SHOWN: Final = frozenset(("seq", "at", "what", "after_us", "event", "content"))

@@ -125,7 +125,8 @@ def test_what_a_mapping_says_is_text(capsys: pytest.CaptureFixture[str], tmp_pat
     [
         ([], "--framework ID with one of"),
         (["--framework", "soc3"], "soc2"),
-        (["--framework", "soc2", "--mapping", "x.toml"], "name a framework or a mapping"),
+        (["--framework", "soc2", "--mapping", "x.toml"], "not both"),
+        (["--framework", "soc2", "-o", "report.pdf"], "report.pdf"),
         (["--mapping", "x.toml"], "x.toml cannot be read"),
         (["--framework", "soc2", "--since", "soon"], "'soon' is no time"),
         (["--framework", "soc2", "-o", "nowhere/report.html"], "cannot be written"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import shutil
 import sqlite3
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from enhanced_agent_bus.cli.app import run_command
+from enhanced_agent_bus.cli.audit_timeline import told_approval
+from tests.developer import Inbox, small_bus
 from tests.entries import decision, fill, open_ledger, put_all
 
 
@@ -181,3 +184,52 @@ def test_the_stored_bytes_are_exported_whatever_they_are(home: Path, capsys: pyt
     assert Path("log.jsonl").read_bytes().splitlines()[7] == b"\xff\x00"
     capsys.readouterr()
     assert told(capsys, "log.jsonl", status=1)["first bad"] == "seq 7: altered: this is no record"
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        (["pack", "-o", "folder"], "folder is a folder"),
+        (["export", "--tiles", "kept"], "kept is a file"),
+        (["sample", "--seed", " "], "--seed is empty"),
+    ],
+)
+def test_what_is_in_the_way_is_named_as_it_was_given(
+    line: list[str], says: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder where a file is to be written, a file where a folder is; a seed that anybody could foresee."""
+    assert home.is_dir()
+    Path("folder").mkdir()
+    assert run_command(["audit", *line]) == 2
+    err = capsys.readouterr().err
+    assert says in err
+    assert len(err.splitlines()) == 2, "and what to do"
+
+
+async def test_many_messages_that_are_left_for_one_reason_are_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Who erases an agent that is held sees why, and not one line for each message; JSON has them all."""
+    async with small_bus(tmp_path) as bus:
+        desk = await bus.register("desk", tenant="acme")
+        await bus.register("booker", handler=Inbox(), tenant="acme")
+        for number in range(30):
+            await (await desk.send("booker", {"n": number})).outcome(timeout=10)
+    where = ["--home", str(tmp_path / "home")]
+    held = ["audit", "hold", "add", "--agent", "booker", "--reason", "case 1"]
+    assert await asyncio.to_thread(run_command, [*where, *held]) == 0
+    capsys.readouterr()
+    erase = ["audit", "erase", "--agent", "booker", "--reason", "request 1"]
+    assert await asyncio.to_thread(run_command, [*where, *erase]) == 1
+    out = capsys.readouterr().out
+    assert "30 messages" in out
+    assert out.count("legal hold on agent booker: case 1") == 1
+    assert len(out.splitlines()) < 10
+    assert await asyncio.to_thread(run_command, [*where, "--json", *erase]) == 1
+    assert len(json.loads(capsys.readouterr().out)["left"]) == 30
+
+
+def test_an_approval_that_was_not_taken_is_not_told_as_a_refusal_of_the_message() -> None:
+    """The one who tried, what they tried, and why it did not count."""
+    step = {"event": "refused", "act": "approve", "approver": "desk", "roles": [], "why": "the sender"}
+    assert next(told_approval(step)) == "approve by desk (no roles), not taken"
