@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 
 from enhanced_agent_bus.errors import BusError
 from enhanced_agent_bus.message import Envelope, Message
@@ -557,6 +557,10 @@ class Item(NamedTuple):
 
 class Conflict(Exception):
     """A key does not have the revision that its new value was made from."""
+
+
+#: Each bucket that a bus opens. A node is allowed these on a server (`eab nats permissions`), and no other.
+BUCKETS: Final = ("agents", "bus", "nodes")
 
 
 class Bucket(Protocol):

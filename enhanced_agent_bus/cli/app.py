@@ -29,6 +29,7 @@ from enhanced_agent_bus.cli import (
     faults,
     held,
     init,
+    nats,
     policy,
     policy_sign,
     queue,
@@ -71,6 +72,7 @@ for name, group in (
     ("dlq", dlq.app),
     ("recovery", recovery.app),
     ("audit", audit.app),
+    ("nats", nats.app),
 ):
     app.add_typer(group, name=name)
 

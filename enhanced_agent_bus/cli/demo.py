@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,10 +20,15 @@ def add_to(app: typer.Typer) -> None:
     app.command("demo")(demo)
 
 
-def demo(context: typer.Context) -> int:
+def demo(
+    context: typer.Context,
+    *,
+    nats: Annotated[bool, typer.Option("--nats", help="Three nodes over a NATS server, one killed midway.")] = False,
+) -> int:
     """Run a working day of a travel desk and verify its log.
 
     Some hundred messages of two tenants, with honest trouble, in a new temporary home.
+    With --nats three nodes and a NATS server of their own, of which one node is killed and started again.
 
     Example: eab demo
     """
@@ -35,6 +40,10 @@ def demo(context: typer.Context) -> int:
     from enhanced_agent_bus.cli.summary import document, exit_status, show
 
     session = session_of(context)
+    if nats:
+        from enhanced_agent_bus.cli.demo_nodes import demo_of_nodes
+
+        return demo_of_nodes(session)
     home = Path(tempfile.mkdtemp(prefix="eab-demo-")) / "home"
     plan = sample_plan(home)
     if not session.json:

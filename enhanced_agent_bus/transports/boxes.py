@@ -18,6 +18,7 @@ from enhanced_agent_bus.ports import Handed, Letter
 from enhanced_agent_bus.transports.jetstream import NANO, ApiError, Number, asked, number_of
 from enhanced_agent_bus.transports.line import Line
 from enhanced_agent_bus.transports.names import token
+from enhanced_agent_bus.transports.subjects import API, consumer_create, consumer_next
 
 PULL_SECONDS: Final = 60.0
 HEARTBEAT_SECONDS: Final = 5.0  # of an open pull; twice as long without a sign, and it is made anew
@@ -164,7 +165,7 @@ class Serving:
     async def _begin(self) -> None:
         await asked(
             self._line,
-            f"CONSUMER.CREATE.{self._stream}.{self._consumer}",
+            consumer_create(self._stream, self._consumer),
             {
                 "stream_name": self._stream,
                 "action": "",  # made, or brought to this
@@ -249,4 +250,4 @@ class Serving:
             self._sign = self._loop.time()
         self._asked += room
         pull = {"batch": room, "expires": int(PULL_SECONDS * NANO), "idle_heartbeat": int(HEARTBEAT_SECONDS * NANO)}
-        self._line.say(f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}", orjson.dumps(pull), self._inbox)
+        self._line.say(f"{API}{consumer_next(self._stream, self._consumer)}", orjson.dumps(pull), self._inbox)

@@ -27,6 +27,7 @@ from enhanced_agent_bus.transports.jetstream import (
 )
 from enhanced_agent_bus.transports.line import Line
 from enhanced_agent_bus.transports.names import checked_key
+from enhanced_agent_bus.transports.subjects import bucket_front, bucket_stream, consumer_create, message_get
 
 HEARTBEAT_SECONDS: Final = 5.0
 RETRY_SECONDS: Final = 0.2
@@ -38,8 +39,8 @@ EXPECTED: Final = "Nats-Expected-Last-Subject-Sequence"
 def bucket_config(bucket: str, replicas: int) -> dict[str, Any]:
     """One value a key, on disk; read from the stream's leader, since a replica may be behind."""
     return {
-        "name": f"KV_{bucket}",
-        "subjects": [f"$KV.{bucket}.>"],
+        "name": bucket_stream(bucket),
+        "subjects": [f"{bucket_front(bucket)}>"],
         "max_msgs_per_subject": 1,
         "storage": "file",
         "retention": "limits",
@@ -62,8 +63,8 @@ class NatsBucket:
 
     def __init__(self, line: Line, name: str, watches: set[Watch]) -> None:
         self._line = line
-        self._stream = f"KV_{name}"
-        self._front = f"$KV.{name}."
+        self._stream = bucket_stream(name)
+        self._front = bucket_front(name)
         self._watches = watches  # of the whole transport, which tells them of the connection
 
     async def get(self, key: str) -> Item | None:
@@ -119,7 +120,7 @@ class NatsBucket:
     async def _stored(self, key: str) -> Mapping[str, Any] | None:
         subject = f"{self._front}{checked_key(key)}"
         try:
-            answer = await asked(self._line, f"STREAM.MSG.GET.{self._stream}", {"last_by_subj": subject})
+            answer = await asked(self._line, message_get(self._stream), {"last_by_subj": subject})
         except ApiError as error:
             if error.code == NOT_FOUND:
                 return None
@@ -244,7 +245,7 @@ class Watch:
         if not first:
             config["opt_start_seq"] = self._revision + 1
         made = await asked(
-            self._line, f"CONSUMER.CREATE.{self._stream}.{name}", {"stream_name": self._stream, "config": config}
+            self._line, consumer_create(self._stream, name), {"stream_name": self._stream, "config": config}
         )
         if first and not made["num_pending"] and not made["delivered"]["consumer_seq"]:
             self._completed()

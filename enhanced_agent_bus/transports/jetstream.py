@@ -13,6 +13,7 @@ from nats.aio.msg import Msg
 
 from enhanced_agent_bus.errors import TransportAway
 from enhanced_agent_bus.transports.line import Line
+from enhanced_agent_bus.transports.subjects import ACK, API
 
 NANO: Final = 1_000_000_000
 NOT_FOUND: Final = 404
@@ -21,7 +22,6 @@ WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
 NOT_ENABLED: Final = frozenset({10039, 10076})  # for this account; at all
 STREAM_EXISTS: Final = 10058
 
-_ACK: Final = "$JS.ACK."
 _OLD_TOKENS: Final = 9  # of an ack subject without domain and account
 
 
@@ -59,7 +59,7 @@ def answer_of(message: Msg) -> dict[str, Any]:
 
 async def asked(line: Line, what: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
     """One request of JetStream's own interface. Raises: ApiError, TransportAway."""
-    return answer_of(await line.ask(f"$JS.API.{what}", b"" if body is None else orjson.dumps(body)))
+    return answer_of(await line.ask(f"{API}{what}", b"" if body is None else orjson.dumps(body)))
 
 
 async def published(line: Line, subject: str, body: bytes, headers: dict[str, str] | None = None) -> int:
@@ -69,7 +69,7 @@ async def published(line: Line, subject: str, body: bytes, headers: dict[str, st
 
 def number_of(message: Msg) -> Number | None:
     """None where it does not come from a stream."""
-    if not message.reply.startswith(_ACK):
+    if not message.reply.startswith(ACK):
         return None
     parts = message.reply.split(".")
     rest = parts[4:9] if len(parts) == _OLD_TOKENS else parts[6:11]

@@ -49,12 +49,16 @@ class NobodyAnswers(TransportAway):
 class Line:
     """Asks and is answered within a time, or raises TransportAway."""
 
-    def __init__(self, access: Access, *, name: str, answer_seconds: float, ping_seconds: float) -> None:
+    def __init__(
+        self, access: Access, *, name: str, answer_seconds: float, ping_seconds: float, inbox: str = "_INBOX."
+    ) -> None:
+        """`inbox` stands before the subjects where answers come."""
         self.url = access.shown
         self.info: dict[str, Any] = {}  # what the server said of itself at the start of this connection
         self.up: Callable[[], None] = lambda: None
         self.down: Callable[[], None] = lambda: None
         self._access = access
+        self._inbox_front = inbox
         self._options = access.options() | {"name": name}
         self._answer_seconds = answer_seconds
         self._ping_seconds = ping_seconds
@@ -142,7 +146,7 @@ class Line:
 
     def inbox(self) -> str:
         """A subject that nobody else uses."""
-        return f"_INBOX.{secrets.token_hex(11)}"
+        return f"{self._inbox_front}{secrets.token_hex(11)}"
 
     def _connected(self) -> Client:
         client = self._client

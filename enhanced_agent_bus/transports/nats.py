@@ -38,6 +38,17 @@ from enhanced_agent_bus.transports.jetstream import (
 from enhanced_agent_bus.transports.line import Line, NobodyAnswers
 from enhanced_agent_bus.transports.names import checked_box, checked_bucket, checked_bus, checked_letter, token
 from enhanced_agent_bus.transports.server import Weakness, inspected
+from enhanced_agent_bus.transports.subjects import (
+    INFO,
+    SERVERS,
+    bucket_name,
+    inbox_front,
+    letters_front,
+    letters_stream,
+    stream_create,
+    stream_info,
+    stream_update,
+)
 
 STREAM_BYTES_MAX: Final = 1024**3
 LETTER_BYTES_MAX: Final = 16 * 1024**2
@@ -45,8 +56,6 @@ HEADERS_BYTES_MAX: Final = 2048  # a box of 160 characters and an id of 256, as 
 ANSWER_SECONDS_MAX: Final = 5.0
 PING_SECONDS: Final = 2.0
 RETRY_SECONDS: Final = 0.2
-#: A bucket's name has no hyphen, so that this one and the bus's own names cannot meet.
-SERVERS: Final = "own-servers"
 
 
 class NatsTransport:
@@ -60,8 +69,8 @@ class NatsTransport:
         self._line = line
         self._access = access
         self._bus = checked_bus(bus)
-        self._stream = f"EAB_{bus}"
-        self._front = f"eab.{bus}.box."
+        self._stream = letters_stream(bus)
+        self._front = letters_front(bus)
         self._ack_seconds = ack_seconds
         self._dedup_seconds = dedup_seconds
         self._replicas = replicas
@@ -147,7 +156,7 @@ class NatsTransport:
     async def prepare(self, monitor: str, stream_bytes: int) -> None:
         """Makes what the bus needs on a server, and looks at it. Raises: ConfigInvalid, TransportAway."""
         try:
-            await asked(self._line, "INFO")
+            await asked(self._line, INFO)
             await self._ensure(self._letters(stream_bytes))
             await self._look_at_server()
         except ApiError as error:
@@ -196,16 +205,16 @@ class NatsTransport:
         """Makes a stream, or takes the one that there is. Raises: ApiError, ConfigInvalid, TransportAway."""
         name = wanted["name"]
         try:
-            there = (await asked(self._line, f"STREAM.INFO.{name}"))["config"]
+            there = (await asked(self._line, stream_info(name)))["config"]
         except ApiError as error:
             if error.code != NOT_FOUND:
                 raise
             try:
-                there = (await asked(self._line, f"STREAM.CREATE.{name}", wanted))["config"]
+                there = (await asked(self._line, stream_create(name), wanted))["config"]
             except ApiError as other:
                 if other.number != STREAM_EXISTS:  # else another node was first
                     raise
-                there = (await asked(self._line, f"STREAM.INFO.{name}"))["config"]
+                there = (await asked(self._line, stream_info(name)))["config"]
         fixed = ("subjects", "retention", "discard", "max_msgs_per_subject")
         wrong = [key for key in fixed if there.get(key) != wanted.get(key, there.get(key))]
         if wrong or there.get("max_age") or there.get("sealed"):
@@ -216,11 +225,11 @@ class NatsTransport:
             )
         if there["duplicate_window"] < wanted["duplicate_window"]:  # raised, and never lowered: others may count on it
             longer = {**there, "duplicate_window": wanted["duplicate_window"]}
-            there = (await asked(self._line, f"STREAM.UPDATE.{name}", longer))["config"]
+            there = (await asked(self._line, stream_update(name), longer))["config"]
         self._configs[name] = there
 
     async def _bucket(self, name: str) -> NatsBucket:
-        full = f"EAB_{self._bus}-{name}"
+        full = bucket_name(self._bus, name)
         try:
             await self._ensure(bucket_config(full, self._replicas))
         except ApiError as error:
@@ -290,7 +299,9 @@ async def open_nats(
 ) -> NatsTransport:
     """Connects, and makes what the bus of that name needs. Raises: ConfigInvalid, TransportAway."""
     checked_bus(bus)
-    line = Line(access, name=f"eab {bus}", answer_seconds=answer_seconds, ping_seconds=ping_seconds)
+    line = Line(
+        access, name=f"eab {bus}", inbox=inbox_front(bus), answer_seconds=answer_seconds, ping_seconds=ping_seconds
+    )
     transport = NatsTransport(
         line, access, bus, ack_seconds=ack_seconds, dedup_seconds=dedup_seconds, replicas=replicas
     )

@@ -1,0 +1,148 @@
+"""Whoever runs a bus on several machines: what nodes are allowed, how it stands, what is said when it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import nats
+import pytest
+from nats.aio.msg import Msg
+
+from enhanced_agent_bus.cli.app import run_command
+from enhanced_agent_bus.ports import BUCKETS
+from enhanced_agent_bus.transports.memory import open_memory
+from enhanced_agent_bus.transports.permissions import as_config, permissions
+from tests.developer import Inbox, small_bus, until
+from tests.nats_server import BINARY, running
+
+DEMO_SECONDS = 30.0
+#: Two nodes, and somebody else with an inbox as NATS users have it.
+USERS = """
+authorization { users: [
+  { user: one, password: a, permissions: $EAB_SHOP_NODE }
+  { user: two, password: b, permissions: $EAB_SHOP_NODE }
+  { user: three, password: c, permissions: { publish: { allow: ["other.>"] }, subscribe: { allow: ["_INBOX.>"] } } }
+] }
+"""
+
+
+async def test_two_nodes_work_with_exactly_the_permissions_that_are_printed(tmp_path: Path) -> None:
+    """And another user of that server hears no letter, posts into no box, and reads and changes no shared key."""
+    allowed = permissions("shop")
+    with running(tmp_path / "server", extra=as_config("shop", allowed) + USERS) as server:
+
+        def at(user: str) -> dict[str, Any]:
+            return {"url": server.url.replace("//", f"//{user}@"), "monitor": server.monitor_url, "name": "shop"}
+
+        heard: list[str] = []
+        stranger = await nats.connect(server.url, user="three", password="c", allow_reconnect=False)
+        await stranger.subscribe("_INBOX.>", cb=_noting(heard))
+        async with (
+            small_bus(tmp_path, home="a", transport=at("one:a")) as a,
+            small_bus(tmp_path, home="b", transport=at("two:b")) as b,
+        ):
+            desk = await a.register("desk", tenant="acme")
+            await b.register("booker", Inbox({"booked": 7}, {"booked": 8}), tenant="acme")
+            await until(lambda: any(one.id == "booker" for one in a.agents()))
+            for trip in (7, 8):
+                assert (await desk.request("booker", {"trip": trip}, timeout=10)).payload == {"booked": trip}
+            await until(lambda: not b.status().accounting["handed_over"])
+        await stranger.flush()
+        assert heard == []
+        await stranger.close()
+        assert await denied(server.url, allowed.publish, allowed.subscribe) == {*allowed.publish, *allowed.subscribe}
+
+
+async def denied(url: str, publish: Sequence[str], subscribe: Sequence[str]) -> set[str]:
+    """Which of these the server does not let the third user do: it says so of each."""
+    said: list[str] = []
+    client = await nats.connect(url, user="three", password="c", error_cb=_told(said), allow_reconnect=False)
+    for subject in publish:
+        await client.publish(_one_of(subject), b"{}")
+    for subject in subscribe:
+        await client.subscribe(subject)
+    await until(lambda: len(said) == len(publish) + len(subscribe))
+    await client.close()
+    denials = {f'permissions violation for publish to "{_one_of(subject)}"'.lower(): subject for subject in publish}
+    denials |= {f'permissions violation for subscription to "{one}"'.lower(): one for one in subscribe}
+    return {denials[one.removeprefix("nats: ").lower()] for one in said}
+
+
+def _one_of(subject: str) -> str:
+    return subject.replace("*", "x").replace(">", "x")
+
+
+def _noting(heard: list[str]) -> Callable[[Msg], Awaitable[None]]:
+    async def note(message: Msg) -> None:
+        heard.append(message.subject)
+
+    return note
+
+
+def _told(said: list[str]) -> Callable[[Exception], Awaitable[None]]:
+    async def tell(error: Exception) -> None:
+        said.append(str(error))
+
+    return tell
+
+
+async def test_every_bucket_that_a_bus_opens_is_among_those_that_a_node_is_allowed(tmp_path: Path) -> None:
+    """A node with the printed permissions is kept from none of its shared keys."""
+    url = f"memory://{tmp_path.name[:50]}-buckets"
+    other = open_memory(url)
+    async with small_bus(tmp_path, home="a", transport={"url": url}) as bus:
+        await bus.register("desk", tenant="acme")
+        assert set(other.network.buckets) <= set(BUCKETS)
+    await other.close()
+
+
+def test_the_demo_of_nodes_says_which_program_it_lacks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One sentence with how to get it, and exit 2; nothing was started."""
+    monkeypatch.setattr("shutil.which", lambda _name: None)
+    monkeypatch.setattr("enhanced_agent_bus.cli.demo_nodes.__file__", str(tmp_path / "a" / "b" / "c.py"))
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["demo", "--nats"]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "there is no nats-server on this machine's PATH" in said.err
+    assert "go install github.com/nats-io/nats-server" in said.err
+
+
+def test_permissions_are_printed_for_the_bus_of_the_home(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of the name in its settings, as a document, a command for nsc or a configuration; a name that cannot be is 2."""
+    (tmp_path / "eab.toml").write_text('[transport]\nurl = "nats://127.0.0.1"\nname = "shop"\n')
+    assert run_command(["--home", str(tmp_path), "--json", "nats", "permissions"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    allowed = permissions("shop")
+    assert document == {"bus": "shop", "publish": list(allowed.publish), "subscribe": list(allowed.subscribe)}
+    assert run_command(["--home", str(tmp_path), "nats", "permissions", "--nsc", "node-1"]) == 0
+    command = capsys.readouterr().out
+    assert shlex.split(command)[:5] == ["nsc", "edit", "user", "--name", "node-1"]
+    assert [word for word in shlex.split(command) if "eab.shop." in word] == ["eab.shop.box.*", "eab.shop.inbox.>"]
+    assert run_command(["nats", "permissions", "--bus", "a b"]) == 2
+    assert "no name of a bus" in capsys.readouterr().err
+
+
+@pytest.mark.soak
+def test_the_demo_of_nodes_ends_alike_on_all_logs(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, soak_seconds: float
+) -> None:
+    """With one node killed in the middle, each message ends once and alike where it was sent and where it arrived."""
+    if soak_seconds < DEMO_SECONDS:
+        pytest.skip("the server waits half a minute for a node that was killed: `make soak` does")
+    monkeypatch.setenv("PATH", f"{BINARY.parent}:{os.environ['PATH']}")
+    assert run_command(["--json", "demo", "--nats"]) == 0
+    told = json.loads(capfd.readouterr().out)
+    assert {line["type"] for line in told["messages"]} == {"command", "event", "response"}
+    assert all(line["delivered"] + line["refused"] + line["discarded"] == line["messages"] for line in told["messages"])
+    assert [one["open"] for one in told["verify"].values()] == [0, 0, 0]
+    assert not (Path(told["homes"]["front"]).parent / "server").exists()
+    shutil.rmtree(Path(told["homes"]["front"]).parent)
