@@ -206,6 +206,14 @@ def test_verify_needs_no_more_than_the_standard_library() -> None:
     assert not wrong
 
 
+def test_joining_needs_no_more_than_the_standard_library() -> None:
+    """An auditor of several nodes can run `audit/joined.py` with any Python too."""
+    wrong = [
+        str(one) for one in imports_of("audit.joined") if one.module.partition(".")[0] not in sys.stdlib_module_names
+    ]
+    assert not wrong
+
+
 def test_the_edges_use_one_named_part_of_a_room() -> None:
     """Where a room is open to one outside it, it is by name: strict JSON of admission, the worker of engines."""
     narrow = {

@@ -14,6 +14,7 @@ import typer
 from enhanced_agent_bus.cli import (
     audit_collect,
     audit_export,
+    audit_joined,
     audit_pack,
     audit_read,
     audit_report,
@@ -22,7 +23,7 @@ from enhanced_agent_bus.cli import (
 )
 from enhanced_agent_bus.cli.audit_witness import configured_witnesses, kept_checkpoint, named_witnesses, witness_line
 from enhanced_agent_bus.cli.faults import CliError
-from enhanced_agent_bus.cli.render import counted, print_json, print_pairs
+from enhanced_agent_bus.cli.render import counted, echo, print_json, print_pairs, safe
 from enhanced_agent_bus.cli.session import Json, Session, session_of
 
 if TYPE_CHECKING:
@@ -44,10 +45,13 @@ audit_reproduce.add_to(app)
 @app.command()
 def verify(
     context: typer.Context,
-    log: Annotated[Path | None, typer.Argument(metavar="[FILE|HOME]", help="An export or a home.")] = None,
+    log: Annotated[list[Path] | None, typer.Argument(metavar="[FILE|HOME]", help="An export or a home.")] = None,
     *,
+    every: Annotated[bool, typer.Option("--all", help="Several nodes' logs, and whether they fit together.")] = False,
     checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="One that was kept elsewhere.")] = None,
-    key: Annotated[Path | None, typer.Option(metavar="FILE", help="The log's vkey, or a PEM.")] = None,
+    key: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="The log's vkey, or a PEM; with --all, repeatable.")
+    ] = None,
     witness: Annotated[
         list[str] | None, typer.Option(metavar="ADDRESS|PATH", help="Read this witness (repeatable).")
     ] = None,
@@ -58,18 +62,24 @@ def verify(
     """Recompute a log: integrity, completeness, time; against its witnesses too.
 
     Without --witness, those that the settings of a home name are read.
+    With --all it takes the logs of several nodes of one bus, and holds them against each other.
     Exit 0 when nothing wrong was found; 1 names the first bad seq and what is wrong with it.
 
     Example: eab audit verify --checkpoint kept-elsewhere.txt
     """
     session = session_of(context)
-    path = log if log is not None else session.existing_home()
-    if not path.exists():
-        raise CliError(f"there is no log at {path}", remedy="name an export or a home", code="file")
-    if path.is_dir() and not (path / "home.json").is_file() and not (path / "bus.db").is_file():
-        raise CliError(f"{path} is no home", remedy="name a home, or an export", code="no_home")
-    _require_export(path)
-    vkey = key or (path if path.is_dir() else session.home) / "keys" / "log.vkey"
+    for path in log or ():
+        _require_log(path)
+    if every:
+        if checkpoint is not None:
+            raise CliError(
+                "--checkpoint is of one log", remedy="name witnesses with --witness, or verify that log alone"
+            )
+        return _verify_all(session, log or [], key or [], witness or [], require_anchor=require_anchor)
+    if len(log or ()) > 1 or len(key or ()) > 1:
+        raise CliError("several logs were named", remedy="name one, or give --all to hold them against each other")
+    path = log[0] if log else session.existing_home()
+    vkey = key[0] if key else (path if path.is_dir() else session.home) / "keys" / "log.vkey"
     kept: Sequence[Kept] = named_witnesses(witness) if witness else configured_witnesses(path)
     report, kept = verified(path, vkey, checkpoint, kept)
     verdict = asdict(report) | {"witnesses": [one.document(report) for one in kept]}
@@ -79,6 +89,14 @@ def verify(
         more = _compared(verdict, checkpoint, require_anchor=require_anchor)
         show_verdict(session, verdict, [*more, *_what_to_do(verdict, of_home=path.is_dir())])
     return faults.DONE if is_fine(verdict, require_anchor=require_anchor) else faults.FOUND
+
+
+def _require_log(path: Path) -> None:
+    if not path.exists():
+        raise CliError(f"there is no log at {path}", remedy="name an export or a home", code="file")
+    if path.is_dir() and not (path / "home.json").is_file() and not (path / "bus.db").is_file():
+        raise CliError(f"{path} is no home", remedy="name a home, or an export", code="no_home")
+    _require_export(path)
 
 
 #: How files begin that auditors have at hand and that are no exports, and what to do with them.
@@ -98,6 +116,35 @@ def _require_export(path: Path) -> None:
     for magic, what, remedy in _NO_EXPORTS:
         if begins.startswith(magic):
             raise CliError(f"{path} is {what}, not an export", remedy=remedy, code="file")
+
+
+def _verify_all(
+    session: Session, paths: Sequence[Path], keys: Sequence[Path], witnesses: Sequence[str], *, require_anchor: bool
+) -> int:
+    """Each log as `verify` does, then all of them against each other, where none of them is damaged."""
+    vkeys = audit_joined.keys_of(paths, keys)
+    kept = named_witnesses(witnesses) if witnesses else None
+    verdicts: dict[Path, dict[str, Json]] = {}
+    for path, vkey in zip(paths, vkeys, strict=True):
+        report, theirs = verified(path, vkey, None, configured_witnesses(path) if kept is None else kept)
+        verdicts[path] = asdict(report) | {"witnesses": [one.document(report) for one in theirs]}
+    names = {path: vkey.read_text(encoding="ascii").partition("+")[0] for path, vkey in zip(paths, vkeys, strict=True)}
+    joined = None
+    if all(verdict["integrity"] == "ok" for verdict in verdicts.values()):
+        joined = audit_joined.join(paths, vkeys)
+        for path, verdict in verdicts.items():
+            audit_joined.anchored(verdict, joined, names[path])
+    if session.json:
+        print_json(audit_joined.document({names[path]: verdict for path, verdict in verdicts.items()}, joined))
+    else:
+        for path, verdict in verdicts.items():
+            echo(f"{names[path]} ({safe(path)})")
+            more = _compared(verdict, None, require_anchor=require_anchor)
+            show_verdict(session, verdict, [*more, *_what_to_do(verdict, of_home=path.is_dir())])
+            echo("")
+        audit_joined.show(joined)
+    fine = all(is_fine(verdict, require_anchor=require_anchor) for verdict in verdicts.values())
+    return faults.DONE if fine and joined is not None and joined.ok else faults.FOUND
 
 
 def verify_home(home: Path) -> dict[str, Json]:

@@ -193,14 +193,12 @@ class Inbox:
     def _case(
         self, envelope: Envelope, ticket: Ticket, sender: Party, recipient: Party, refusal: Refusal | None
     ) -> Case:
-        known = {"origin": ticket.origin, "seq": ticket.seq, "decision_id": ticket.decision_id}
-        known |= {"constitution": ticket.constitution, "revision": ticket.revision}
         return Case(
             self._desk.router.address(envelope, sender, recipient),
             why="receive",
             cause=self._cause(envelope),
             refusal=refusal,
-            ticket=known,
+            ticket=_named(ticket),
             now_us=self._desk.clock.now_us(),
         )
 
@@ -279,7 +277,7 @@ class Inbox:
 
     async def _take_up_again(self, stored: StoredMessage, ticket: Ticket, handed: Handed) -> bool:
         arrival = Arrival(handed, ticket.origin, ticket.decision_id)
-        receipt = await self._rescue.replay(stored, why="receive", arrival=arrival)
+        receipt = await self._rescue.replay(stored, why="receive", arrival=arrival, ticket=_named(ticket))
         if receipt.state != "refused":
             return False
         if receipt.code == "queue_full":
@@ -438,6 +436,12 @@ class Inbox:
         if arrival.handed is not None:
             with suppress(TransportAway):
                 await arrival.handed.done()
+
+
+def _named(ticket: Ticket) -> dict[str, Any]:
+    """The record that a message left its node on, as the decision here names it."""
+    known = {"origin": ticket.origin, "seq": ticket.seq, "decision_id": ticket.decision_id}
+    return {**known, "constitution": ticket.constitution, "revision": ticket.revision}
 
 
 def _answers(asked: Parcel | None, envelope: Envelope, answered: Ended | None) -> bool:

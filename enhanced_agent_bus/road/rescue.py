@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import orjson
 
@@ -218,10 +218,17 @@ class Rescue:
         self._desk.ledger.put(entry)
         return written
 
-    async def replay(self, stored: StoredMessage, *, why: str = "replay", arrival: Arrival | None = None) -> Receipt:
+    async def replay(
+        self,
+        stored: StoredMessage,
+        *,
+        why: str = "replay",
+        arrival: Arrival | None = None,
+        ticket: Mapping[str, Any] | None = None,
+    ) -> Receipt:
         """Decides anew what is a dead letter, or parked by a manual retry; allowed, it waits for its handler again.
 
-        So does what comes from another node for the second time, with its `arrival`.
+        So does what comes from another node for the second time, with its `arrival` and on its newer `ticket`.
         """
         parcel = self.parcel_of(stored)
         envelope = parcel.envelope
@@ -234,6 +241,7 @@ class Rescue:
         parcel.expires_us = now_us + (envelope.expires_us - envelope.created_us)
         post = self._desk.post(envelope.recipient)
         case = self.case_of(parcel)
+        case.ticket = ticket
         if not stored.has_content:
             case.refusal = Refusal(
                 "malformed", f"the payload of {envelope.id} is no longer kept", "discard it, or send it anew"
