@@ -10,13 +10,15 @@ from typing import Any, Final
 import orjson
 
 from enhanced_agent_bus import faultpoints
+from enhanced_agent_bus.admission.canonical import freeze_headers
 from enhanced_agent_bus.admission.chain import Decided
 from enhanced_agent_bus.admission.facts import Added
+from enhanced_agent_bus.admission.seal import commitment
 from enhanced_agent_bus.admission.sight import Case
 from enhanced_agent_bus.deliberation import notes
 from enhanced_agent_bus.delivery.parcel import Arrival, Parcel
 from enhanced_agent_bus.delivery.runner import Failed
-from enhanced_agent_bus.errors import AuditUnavailable, BusError
+from enhanced_agent_bus.errors import AuditUnavailable, BusError, StoreCorrupt
 from enhanced_agent_bus.outcome import Receipt
 from enhanced_agent_bus.ports import Entry, FactChange, StoredMessage
 from enhanced_agent_bus.recovery.retry import GiveUp, Park, RetryAfter, next_step
@@ -341,6 +343,8 @@ class Rescue:
         return stored
 
     def parcel_of(self, stored: StoredMessage) -> Parcel:
+        """A stored message, to go on with. Raises: StoreCorrupt, when its headers are not what was decided on."""
+        _require_own_headers(stored)
         added: list[Added] = [tuple(item) for item in orjson.loads(stored.added or b"[]")]
         parent = self._desk.ledger.find(stored.envelope.cause) if stored.envelope.cause else None
         cause = None
@@ -384,6 +388,18 @@ class Rescue:
         if first["verdict"] != "hold":  # held later than at its first decision
             return tuple(Reason(hold.rule, "hold") for hold in holds)
         return words_of(self._desk.ledger, stored.seq, [(item["rule"], item["code"]) for item in first["reasons"]])
+
+
+def _require_own_headers(stored: StoredMessage) -> None:
+    """The ledger has held the payload against its commitment; headers have one of their own."""
+    envelope = stored.envelope
+    if not stored.has_content or (envelope.headers_commitment is None and not envelope.headers):
+        return
+    frozen = freeze_headers(envelope.headers)
+    if isinstance(frozen, Refusal) or commitment(envelope.salt, frozen[1]) != envelope.headers_commitment:
+        raise StoreCorrupt(
+            f"the stored headers of {envelope.id} are not what was stored", remedy="restore the home from a backup"
+        )
 
 
 def _from_here(_stored: StoredMessage) -> Arrival | None:

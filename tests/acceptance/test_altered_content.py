@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from enhanced_agent_bus import StoreCorrupt
 from enhanced_agent_bus.cli.app import run_command
 from tests.developer import Inbox, log, small_bus
 
@@ -85,3 +87,17 @@ async def test_what_was_never_kept_is_told_apart_from_what_was_erased(
     shown = await eab(capsys, home, "audit", "show", "desk/order-2", "--payload")
     assert "not kept" in shown
     assert "erased" not in shown
+
+
+@pytest.mark.parametrize(("column", "content"), [("body", b'{"n":2}'), ("headers", b'{"k":"other"}'), ("headers", b"")])
+async def test_what_waits_is_not_run_with_other_content(tmp_path: Path, column: str, content: bytes) -> None:
+    """A payload or headers changed in the database are no message that was decided on: the home does not open."""
+    async with small_bus(tmp_path) as bus:
+        await bus.register("booker", tenant="acme")
+        desk = await bus.register("desk", tenant="acme")
+        assert (await desk.send("booker", {"n": 1}, headers={"k": "v"})).ok
+    with closing(sqlite3.connect(tmp_path / "home" / "bus.db")) as database, database:
+        database.execute(f"UPDATE payloads SET {column} = ?", (content,))  # noqa: S608 - one of two
+    with pytest.raises(StoreCorrupt, match="not what was stored"):
+        async with small_bus(tmp_path):
+            pass
