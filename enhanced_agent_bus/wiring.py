@@ -37,6 +37,7 @@ from enhanced_agent_bus.ports import Clock, Conflict, Gate, Ledger, Transport, W
 from enhanced_agent_bus.road.nodes import Joined
 from enhanced_agent_bus.routing.registry import Registry
 from enhanced_agent_bus.settings import ALONE, EMBEDDED, Policy, Settings, load_settings
+from enhanced_agent_bus.settings import Transport as TransportSettings
 from enhanced_agent_bus.witness.keeper import Keeper
 from enhanced_agent_bus.witness.places import require_outside, witness_at
 
@@ -188,10 +189,10 @@ async def _transport(stack: AsyncExitStack, settings: Settings) -> Transport | N
     return transport
 
 
-def _believed(settings: Settings) -> dict[str, PublicKey] | None:
+def believed(transport: TransportSettings) -> dict[str, PublicKey] | None:
     """The keys of the nodes that are trusted, by origin; None for all that are listed. Raises: ConfigInvalid."""
     found = {}
-    for path in settings.transport.nodes:
+    for path in transport.nodes:
         try:
             origin, key = read_vkey(path.read_text(encoding="ascii"))
         except (OSError, ValueError) as error:
@@ -225,7 +226,7 @@ async def _bus_id(transport: Transport, folder: Path | None) -> str:
 
 def _joined(transport: Transport, place: Home | None, ledger: Ledger, settings: Settings) -> Joined:
     signer = Signer.fresh(f"{ledger.bus}/{ledger.node}") if place is None else place.node_signer
-    return Joined(transport, signer, _believed(settings), settings.transport.lease_seconds)
+    return Joined(transport, signer, believed(settings.transport), settings.transport.lease_seconds)
 
 
 def _weakenings(settings: Settings, clock: Clock) -> list[str]:

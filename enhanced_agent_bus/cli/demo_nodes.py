@@ -77,7 +77,7 @@ def demo_of_nodes(session: Session) -> int:
     from enhanced_agent_bus.cli import audit
 
     binary = server_binary()
-    _require_client()
+    require_client("`eab demo --nats`")
     folder = Path(tempfile.mkdtemp(prefix="eab-demo-"))
     say = _quiet if session.json else _say
     try:
@@ -117,11 +117,12 @@ def server_binary() -> Path:
     )
 
 
-def _require_client() -> None:
+def require_client(what: str) -> None:
+    """Raises: ConfigInvalid, where the extra is not installed."""
     from enhanced_agent_bus.transports.access import missing
 
     if find_spec("nats") is None:
-        raise missing("`eab demo --nats`")
+        raise missing(what)
 
 
 @contextmanager

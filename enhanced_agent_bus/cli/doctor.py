@@ -51,13 +51,16 @@ def add_to(app: typer.Typer) -> None:
 def doctor(context: typer.Context) -> int:
     """Say what is wrong with this machine or home.
 
-    Looks at Python, SQLite, the policy worker or server, the home and the disk; exits 1 when something is wrong.
+    Looks at Python, SQLite, the policy worker or server, the home, the server between nodes and the disk.
+    Exits 1 when something is wrong.
 
     Example: eab doctor
     """
+    from enhanced_agent_bus.cli.doctor_nodes import nodes
+
     session = session_of(context)
     findings = [python(), sqlite(), worker(), *look_at_home(session.home), *server(session.home)]
-    findings += [*witnesses(session.home), *disk(session.home)]
+    findings += [*nodes(session.home), *witnesses(session.home), *disk(session.home)]
     wrong = [finding for finding in findings if finding.state == "wrong"]
     if session.json:
         print_json({"ok": not wrong, "findings": [asdict(finding) for finding in findings]})

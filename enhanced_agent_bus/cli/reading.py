@@ -100,6 +100,7 @@ def status_at_rest(home: Path) -> dict[str, Json]:
         "blocked": [],
         "recovery_paused": paused,
         "witnesses": plain(standing(home)),
+        "nodes": [],  # who is there, only a running one hears
     }
 
 
@@ -155,6 +156,7 @@ def remembered_agents(home: Path) -> list[dict[str, Json]]:
                 "has_handler": False,
                 "waiting": waiting.get(row.id, 0),
                 "breaker": "closed",  # a process's own
+                "nodes": [],  # what a running one hears
             }
             for row in _agents(connection)
             if row.live

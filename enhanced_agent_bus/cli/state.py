@@ -50,6 +50,7 @@ def _show_status(session: Session, document: dict[str, Any]) -> None:
             ("home", document["home"]),
             ("running", _running(document)),
             ("bus", f"{document['bus']}, node {document['node']}"),
+            *_others(document),
             ("constitution", f"{document['constitution']} (revision {document['revision']})"),
             *([("not taken", refused)] if refused is not None else []),
             *_tried(document),
@@ -77,6 +78,19 @@ def _running(document: dict[str, Any]) -> str:
     if document.get("answers") is False:
         return "yes, and cannot answer just now: these figures are those of the home"
     return "yes" if document["running"] else "no"
+
+
+def _others(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """The nodes of a bus of several, and their leases."""
+    return [("node", _node(one, document["node"])) for one in document.get("nodes") or []]
+
+
+def _node(node: dict[str, Any], own: str) -> str:
+    which = f"{node['node']} (this one)" if node["node"] == own else node["node"]
+    heard = f"{node['heard_seconds']:.1f} s ago"
+    if node["alive"]:
+        return f"{which}: its lease holds, renewed {heard}"
+    return f"{which}: gone or cut off, last heard of {heard}; its agents can be taken over"
 
 
 def _tried(document: dict[str, Any]) -> list[tuple[str, str]]:
@@ -143,8 +157,10 @@ def agents(context: typer.Context) -> None:
     if session.json:
         print_json_lines(rows)
         return
+    several = any(row.get("nodes") for row in rows)
+    names = ("agent", "tenant", "roles", "capabilities", "topics", "constitution", "live", "waiting", "breaker")
     print_table(
-        ("agent", "tenant", "roles", "capabilities", "topics", "constitution", "live", "waiting", "breaker"),
+        (*names, *(("node",) if several else ())),
         [
             (
                 row["id"],
@@ -153,9 +169,10 @@ def agents(context: typer.Context) -> None:
                 ", ".join(row["capabilities"]),
                 ", ".join(row["topics"]),
                 row["constitution"],
-                "yes" if row["live"] else "no",
+                "yes" if row["live"] else "there" if row.get("nodes") else "no",
                 row["waiting"],
                 row["breaker"].replace("_", " "),
+                *((", ".join(row.get("nodes") or ()) or "here",) if several else ()),
             )
             for row in rows
         ],

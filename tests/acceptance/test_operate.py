@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shlex
@@ -14,12 +15,14 @@ import nats
 import pytest
 from nats.aio.msg import Msg
 
+from enhanced_agent_bus._share import share_folder
 from enhanced_agent_bus.cli.app import run_command
+from enhanced_agent_bus.cli.doctor_nodes import nodes
 from enhanced_agent_bus.ports import BUCKETS
 from enhanced_agent_bus.transports.memory import open_memory
 from enhanced_agent_bus.transports.permissions import as_config, permissions
-from tests.developer import Inbox, small_bus, until
-from tests.nats_server import BINARY, running
+from tests.developer import Doorman, Inbox, small_bus, until
+from tests.nats_server import BINARY, NatsServer, free_port, running
 
 DEMO_SECONDS = 30.0
 #: Two nodes, and somebody else with an inbox as NATS users have it.
@@ -129,6 +132,102 @@ def test_permissions_are_printed_for_the_bus_of_the_home(tmp_path: Path, capsys:
     assert [word for word in shlex.split(command) if "eab.shop." in word] == ["eab.shop.box.*", "eab.shop.inbox.>"]
     assert run_command(["nats", "permissions", "--bus", "a b"]) == 2
     assert "no name of a bus" in capsys.readouterr().err
+
+
+async def typed(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str]:
+    """The status and what was printed, while buses of this process go on."""
+    capsys.readouterr()
+    status = await asyncio.to_thread(run_command, words)
+    return status, capsys.readouterr().out
+
+
+async def test_a_person_sees_who_is_there_and_what_is_handed_over_to_whom(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The nodes with their leases, on which node each agent is, and where a message waits that has left."""
+    where = {"url": f"memory://{tmp_path.name[:50]}-seen", "lease_seconds": 1.0}
+    async with small_bus(tmp_path, home="a", transport=where) as a:
+        desk = await a.register("desk", tenant="acme")
+        async with small_bus(tmp_path, home="b", transport=where) as b:
+            there = b.status().node
+            door = Doorman()
+            await b.register("booker", door, tenant="acme")
+            await until(lambda: any(one.id == "booker" for one in a.agents()))
+            receipt = await desk.send("booker", id="x")
+            await until(lambda: door.got)
+            home = str(tmp_path / "a")
+            _, status = await typed(capsys, "--home", home, "status")
+            assert f"{there}: its lease holds, renewed" in status
+            assert f"{a.status().node} (this one): its lease holds" in status
+            _, agents = await typed(capsys, "--home", home, "agents")
+            [booker] = [line.split() for line in agents.splitlines() if line.startswith("booker")]
+            assert "there" in booker
+            assert booker[-1] == there
+            _, listed = await typed(capsys, "--home", home, "queue", "list")
+            assert listed.splitlines()[-1].split()[0] == "desk/x"
+            assert listed.splitlines()[-1].split()[-1] == there
+            _, lines = await typed(capsys, "--home", home, "--json", "queue", "list")
+            assert json.loads(lines)["nodes"] == [there]
+            door.open.set()
+            assert (await receipt.outcome(timeout=10)).state == "delivered"
+        await until(lambda: not all(node.alive for node in a.status().nodes))
+        _, status = await typed(capsys, "--home", home, "status")
+        assert f"{there}: gone or cut off, last heard of" in status
+
+
+async def test_the_doctor_looks_at_the_server_as_the_home_is_set_up(tmp_path: Path, nats_server: NatsServer) -> None:
+    """Nobody there yet, the bus of this home, of another home, no server: each in a sentence; nothing is made."""
+    name = f"doctor{os.getpid()}"
+    where = {"url": nats_server.url, "monitor": nats_server.monitor_url, "name": name}
+
+    async def transport(home: str) -> tuple[str, str]:
+        """As a home of these settings has it."""
+        (tmp_path / home).mkdir(exist_ok=True)
+        (tmp_path / home / "eab.toml").write_text(
+            "[transport]\n" + "".join(f'{key} = "{value}"\n' for key, value in where.items())
+        )
+        found = await asyncio.to_thread(lambda: [*nodes(tmp_path / home)])
+        assert "nats_sync" not in [one.what for one in found]  # this server has sync_interval: always, and says so
+        [one] = [one for one in found if one.what == "transport"]
+        return one.state, one.detail
+
+    state, detail = await transport("a")
+    assert state == "ok"
+    assert "no node has opened it there yet" in detail
+    async with small_bus(tmp_path, home="a", transport=where) as a:
+        state, detail = await transport("a")
+        assert (state, a.status().bus in detail) == ("ok", True)
+    async with small_bus(tmp_path, home="other"):
+        pass
+    state, detail = await transport("other")
+    assert state == "wrong"
+    assert "and this home is of" in detail
+    where["url"] = f"nats://127.0.0.1:{free_port()}"
+    state, detail = await transport("a")
+    assert state == "wrong"
+    assert "cannot be reached" in detail
+
+
+def test_a_server_that_is_away_or_lets_nobody_in_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Away: could not decide (3). Not let in: wrong configuration (2). In both, what to look at; no traceback."""
+    monkeypatch.chdir(tmp_path)
+    app = f"{share_folder('examples') / 'three_nodes' / 'app.py'}:front"
+    policies = str(share_folder("policies"))
+    with running(tmp_path / "server", extra="authorization { user: one, password: a }") as server:
+        for url, status, word in (
+            (f"nats://127.0.0.1:{free_port()}", 3, "cannot be reached"),
+            (server.url, 2, "does not let this node in"),
+            (server.url.replace("//", "//one:wrong@"), 2, "does not let this node in"),
+        ):
+            (tmp_path / "home").mkdir(exist_ok=True)
+            (tmp_path / "home" / "eab.toml").write_text(f'[transport]\nurl = "{url}"\n')
+            assert run_command(["--home", "home", "run", app, "--constitution", policies]) == status
+            said = capsys.readouterr().err
+            assert word in said
+            assert "Traceback" not in said
+            assert "wrong@" not in said
 
 
 @pytest.mark.soak
