@@ -25,6 +25,7 @@ from enhanced_agent_bus.engines.cache import DecisionCache
 from enhanced_agent_bus.ledger.memory import MemoryLedger
 from enhanced_agent_bus.ledger.runs import NoRuns
 from enhanced_agent_bus.ports import Checked, Loaded, PolicyEngine, Verified
+from enhanced_agent_bus.road.nodes import Joined
 from enhanced_agent_bus.routing.registry import Registry
 from enhanced_agent_bus.settings import Settings
 from enhanced_agent_bus.verdict import Answer
@@ -38,11 +39,12 @@ class VirtualClock:
 
     weakenings: tuple[str, ...] = ()
 
-    def __init__(self, loop: VirtualLoop) -> None:
+    def __init__(self, loop: VirtualLoop, ahead_seconds: float = 0.0) -> None:
         self.monotonic = loop.time
+        self._start_us = START_US + int(ahead_seconds * 1e6)
 
     def now_us(self) -> int:
-        return START_US + int(self.monotonic() * 1e6)
+        return self._start_us + int(self.monotonic() * 1e6)
 
     def policy_time(self) -> datetime:
         return datetime.fromtimestamp(self.now_us() // 1_000_000, UTC)
@@ -212,11 +214,17 @@ class VirtualHome:
         settings: Settings,
         constitutions: Sequence[Constitution],
         listener: Listener,
+        *,
+        names: tuple[str, str] | None = None,
+        ahead_seconds: float = 0.0,
     ) -> None:
+        """`names` are those of a bus and one of its nodes, whose clock is so far ahead."""
         self.loop = loop
         self.weather = Weather()
-        self.clock = VirtualClock(loop)
-        self.store = MemoryLedger(clock=self.clock)
+        self.clock = VirtualClock(loop, ahead_seconds)
+        self._names = names
+        named = {} if names is None else {"bus": names[0], "node": names[1]}
+        self.store = MemoryLedger(clock=self.clock, **named)
         self.settings = settings
         self._dice = dice
         self._listener = listener
@@ -226,10 +234,12 @@ class VirtualHome:
         self.gates: list[VirtualGate] = []
         self.ledger: VirtualLedger
 
-    async def open(self) -> AgentBus:
+    async def open(self, joined: Joined | None = None) -> AgentBus:
         """As `wiring.py` does it. Raises: AuditUnavailable."""
         settings, dice, clock, engine = self.settings, self._dice, self.clock, self.engine
         ledger = self.ledger = VirtualLedger(self.store, self.loop, dice, self.weather, self._listener)
+        if self._names is not None:
+            ledger.bus, ledger.node = self._names
         randomness = VirtualRandomness(dice)
         policy = settings.policy
         bus = AgentBus(
@@ -259,6 +269,7 @@ class VirtualHome:
             spare=_no_spare,
             runs=NoRuns(),
             note_blocked=lambda _blocked: None,
+            joined=joined,
         )
         active = ledger.setting("constitution")
         if active is None:

@@ -10,6 +10,7 @@ asyncio cannot produce would find bugs that nobody has.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import itertools
 from dataclasses import dataclass
 from random import Random
@@ -26,10 +27,11 @@ class Stuck(Exception):
 
 
 class _Task(asyncio.Task[Any]):
-    """A task that has the same place in a set in every run."""
+    """A task that has the same place in a set in every run, and says in which context it began."""
 
     def __init__(self, *args: Any, number: int, **named: Any) -> None:
         self.number = number
+        self.began_in = named.get("context") or contextvars.copy_context()
         super().__init__(*args, **named)
 
     def __hash__(self) -> int:

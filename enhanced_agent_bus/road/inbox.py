@@ -13,10 +13,11 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
+from enhanced_agent_bus.admission.chain import Decided
 from enhanced_agent_bus.admission.sight import Case
 from enhanced_agent_bus.delivery.parcel import Arrival, Parcel
 from enhanced_agent_bus.delivery.runner import misfits
-from enhanced_agent_bus.errors import AuditUnavailable, BusClosed, TransportAway
+from enhanced_agent_bus.errors import BusError, TransportAway
 from enhanced_agent_bus.letters.dsse import BadLetter, Signs
 from enhanced_agent_bus.letters.notices import Answered, Notice, Question, check_answer, seal_answer, seal_question
 from enhanced_agent_bus.letters.post import TicketLetter, open_letter
@@ -24,11 +25,11 @@ from enhanced_agent_bus.letters.tickets import Ended, Ticket, check_time
 from enhanced_agent_bus.message import Envelope
 from enhanced_agent_bus.outcome import END_STATES, Outcome
 from enhanced_agent_bus.ports import Handed, Letter, StoredMessage, Transport
-from enhanced_agent_bus.road.desk import NOBODY, Desk
+from enhanced_agent_bus.road.desk import NOBODY, Desk, Post
 from enhanced_agent_bus.road.endings import Endings
-from enhanced_agent_bus.road.outbox import NONCE_BYTES, Outbox, agent_box, node_box
+from enhanced_agent_bus.road.outbox import NONCE_BYTES, RETURNED, Outbox, agent_box, node_box
 from enhanced_agent_bus.road.replies import Replies
-from enhanced_agent_bus.road.rescue import Rescue
+from enhanced_agent_bus.road.rescue import UNDECIDED, Rescue
 from enhanced_agent_bus.road.roster import Roster
 from enhanced_agent_bus.road.sending import Sending
 from enhanced_agent_bus.verdict import Party, Refusal
@@ -36,9 +37,9 @@ from enhanced_agent_bus.verdict import Party, Refusal
 AT_ONCE: Final = 256  # letters to this node itself that are under way
 NO_ROOM_SECONDS: Final = 0.2
 LATER_SECONDS: Final = 1.0
+LATER_TIMES_MAX: Final = 30.0
 WORKING_SECONDS: Final = 2.0  # between two words to the transport that a letter is still worked on
 ANSWER_SECONDS: Final = 5.0  # for another node to say whether a message is open
-RETURNED: Final = "returned"  # back to the transport, which hands it out again
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,7 @@ class Inbox:
         self._signer = signer
         self._stops: dict[str, Callable[[], Awaitable[None]]] = {}
         self._questions: dict[str, asyncio.Future[Answered]] = {}  # by nonce
+        self._deciding: dict[str, bool] = {}  # ids of letters that are looked at; True: on their way to the disk
 
     async def start(self) -> None:
         """Hears of letters to this node. Raises: TransportAway."""
@@ -107,11 +109,31 @@ class Inbox:
         try:
             if await work:
                 await handed.done()
-        except (AuditUnavailable, BusClosed):
+        except BusError as error:
+            logger.info("the letter %s is to come again: %s", handed.letter.id, error)
             with suppress(TransportAway):
                 await handed.again(LATER_SECONDS)
-        except TransportAway:
-            pass
+
+    async def _alone(self, message_id: str, handed: Handed, work: Coroutine[Any, Any, bool]) -> bool:
+        """Of letters of one id a single one is looked at, until what was decided of it is on disk or cannot be."""
+        if message_id in self._deciding or message_id in self._desk.rising:
+            work.close()
+            await handed.again(LATER_SECONDS)
+            return False
+        self._deciding[message_id] = False
+        try:
+            return await work
+        finally:
+            if not self._deciding.get(message_id):
+                self._decided(message_id)
+
+    def _decided(self, message_id: str, _error: BusError | None = None) -> None:
+        self._deciding.pop(message_id, None)
+
+    async def _later(self, handed: Handed) -> bool:
+        """Nobody has said no: it is decided when it comes again, each time after a longer pause."""
+        await handed.again(min(LATER_SECONDS * 2.0 ** min(handed.times - 1, 10), LATER_TIMES_MAX))
+        return False
 
     async def _say_working(self) -> None:
         """What is decided and has not ended is not to be handed out again."""
@@ -150,6 +172,9 @@ class Inbox:
         except BadLetter as bad:
             await self._turn_away(recipient, bad)
             return True
+        return await self._alone(envelope.id, handed, self._opened(recipient, envelope, ticket, handed))
+
+    async def _opened(self, recipient: Party, envelope: Envelope, ticket: Ticket, handed: Handed) -> bool:
         live = self._desk.live.get(envelope.id)
         stored = self._desk.ledger.find(envelope.id)
         if live is not None or stored is not None:
@@ -180,15 +205,24 @@ class Inbox:
             parcel = Parcel(envelope, ticket.expires_us, case.now_us, cause=case.cause, arrival=arrival)
             decided = await self._desk.admission.judge(case)
             accepted = decided.verdict != "refuse"
-            seq = await self._sending.record(parcel, decided, post, why="receive").wait()
+            seq = await self._recorded(parcel, decided, post)
         finally:
             if not accepted:
                 post.mailbox.release()
         if accepted:
             return False
+        if decided.code in UNDECIDED:
+            return await self._later(handed)
         parcel.decision_id = decided.decision_id
         await self._outbox.tell(arrival.node, self._outbox.notice(parcel, Outcome("refused", 0, decided.code), seq))
         return True
+
+    async def _recorded(self, parcel: Parcel, decided: Decided, post: Post | None) -> int:
+        message_id = parcel.envelope.id
+        self._deciding[message_id] = True
+        return await self._sending.record(
+            parcel, decided, post, partial(self._decided, message_id), why="receive"
+        ).wait()
 
     def _case(
         self, envelope: Envelope, ticket: Ticket, sender: Party, recipient: Party, refusal: Refusal | None
@@ -215,12 +249,11 @@ class Inbox:
 
     async def _vouched(self, envelope: Envelope, ticket: Ticket, recipient: Party) -> tuple[Party, Refusal | None]:
         """The sender as the shared registrations have it, and what speaks against the message before any policy."""
-        registry = self._desk.registry
         node = ticket.origin.rpartition("/")[2]
-        if node not in registry.nodes_of(envelope.sender):
+        if node not in self._roster.nodes_of(envelope.sender):
             await self._roster.look_up(envelope.sender)  # it may have registered just now
-        sender = registry.party(envelope.sender)
-        if sender is None or node not in registry.nodes_of(envelope.sender) or sender.tenant != envelope.tenant:
+        sender = self._desk.registry.party(envelope.sender)
+        if sender is None or node not in self._roster.nodes_of(envelope.sender) or sender.tenant != envelope.tenant:
             why = f"{envelope.sender} of {envelope.tenant} is not an agent of the node {node}"
             return NOBODY, Refusal("identity_unproven", why, "register it on the node that it sends from")
         if recipient.tenant != envelope.recipient_tenant:
@@ -231,7 +264,7 @@ class Inbox:
         except BadLetter as bad:
             return sender, Refusal(bad.code, str(bad), "send it again, or with more time")
         hops_max = self._desk.settings.limits.hops
-        if envelope.hops > hops_max:
+        if envelope.hops > hops_max and ticket.answers is None:  # a reply runs no handler: no hop limit
             why = f"{envelope.hops} hops, {hops_max} are allowed"
             return sender, Refusal("hop_limit", why, "break the loop of agents")
         return sender, self._desk.cut_off()
@@ -249,19 +282,24 @@ class Inbox:
         before = live.envelope if live is not None else stored.envelope if stored is not None else envelope
         if before.digest != envelope.digest:
             bad = BadLetter("replayed", f"{envelope.id} came before with other content")
-            await self._turn_away(recipient, bad, envelope=envelope)
+            decision_id, seq = await self._turn_away(recipient, bad, envelope=envelope)
+            refused = Parcel(envelope, ticket.expires_us, 0, decision_id=decision_id)
+            node = ticket.origin.rpartition("/")[2]
+            await self._outbox.tell(node, self._outbox.notice(refused, Outcome("refused", 0, bad.code), seq))
             return True
+        if live is not None and live.arrival is None:
+            return await self._come_home(live, handed)
         if live is not None:
-            if live.arrival is not None:
-                live.arrival.handed = handed  # it was handed out again: this is the one to settle
+            live.arrival.handed = handed  # type: ignore[union-attr]  # it was handed out again: this one is settled
             return False
         assert stored is not None
         returned = stored.state == "discarded" and stored.code == RETURNED
         risen = stored.state == "dead_lettered" and not self._came_on(stored, ticket)
         if returned or risen:
+            stored = stored._replace(envelope=envelope, has_content=True)  # it may not have been kept here
             return await self._take_up_again(stored, ticket, handed)
-        if stored.state not in END_STATES:
-            await handed.again(LATER_SECONDS)
+        if stored.state not in END_STATES or stored.reply_id in self._desk.live:
+            await handed.again(LATER_SECONDS)  # not heard of yet; or the letter of its reply says how it ended
             return False
         parcel = self._rescue.parcel_of(stored)
         outcome = Outcome(stored.state, stored.attempts, stored.code, None, stored.error)  # type: ignore[arg-type]
@@ -269,6 +307,16 @@ class Inbox:
         node = ticket.origin.rpartition("/")[2]
         await self._outbox.tell(node, self._outbox.notice(parcel, outcome, stored.seq))
         return True
+
+    async def _come_home(self, ours: Parcel, handed: Handed) -> bool:
+        """A message that left here for an agent that is on this node by now: it goes on as one that never left."""
+        if ours.state == "handed_over" and not ours.ending:
+            await self._outbox.take_back(ours)
+        stored = self._desk.ledger.find(ours.envelope.id)
+        if ours.ending or (stored is not None and stored.state != "handed_over"):
+            return True  # on disk: nobody needs the letter any more
+        await handed.again(LATER_SECONDS)
+        return False
 
     def _came_on(self, stored: StoredMessage, ticket: Ticket) -> bool:
         """Whether a dead letter of ours came with this very ticket; a replay on its sender's node has a newer one."""
@@ -280,20 +328,21 @@ class Inbox:
         receipt = await self._rescue.replay(stored, why="receive", arrival=arrival, ticket=_named(ticket))
         if receipt.state != "refused":
             return False
-        if receipt.code == "queue_full":
-            await handed.again(LATER_SECONDS)
-            return False
+        if receipt.code == "queue_full" or receipt.code in UNDECIDED:
+            return await self._later(handed)
         parcel = self._rescue.parcel_of(stored)
         parcel.decision_id = receipt.decision_id
         outcome = Outcome("refused", stored.attempts, receipt.code)
         await self._outbox.tell(arrival.node, self._outbox.notice(parcel, outcome, receipt.audit_seq))
         return True
 
-    async def _turn_away(self, recipient: Party, bad: BadLetter, *, envelope: Envelope | None = None) -> None:
-        """Records what was put into an agent's box and is no message of this bus."""
+    async def _turn_away(
+        self, recipient: Party, bad: BadLetter, *, envelope: Envelope | None = None
+    ) -> tuple[str, int]:
+        """Records what was put into an agent's box and is no message of this bus: the decision's id and seq."""
         refusal = Refusal(bad.code, str(bad), "only nodes of this bus may post here: see `eab nats permissions`")
         logger.warning("refused what was put into the box of %s: %s", recipient.id, bad)
-        await self._sending.turn_away_letter(recipient, refusal, envelope)
+        return await self._sending.turn_away_letter(recipient, refusal, envelope)
 
     async def _still_open(self, ticket: Ticket, envelope: Envelope) -> bool:
         """Whether the sender's node still waits for the end of what this node does not know.
@@ -338,21 +387,27 @@ class Inbox:
             logger.warning("a letter to this node was thrown away: %s", bad)
             return True
         if isinstance(opened, Notice):
-            return await self._notice(opened)
+            return await self._notice(opened, handed)
         if isinstance(opened, TicketLetter):
-            return await self._reply(opened.envelope, opened.ticket, handed)
+            reply = self._reply(opened.envelope, opened.ticket, handed)
+            return await self._alone(opened.envelope.id, handed, reply)
         if isinstance(opened, Question):
             return await self._question(opened)
         return self._answer(opened)
 
-    async def _notice(self, notice: Notice) -> bool:
+    async def _notice(self, notice: Notice, handed: Handed) -> bool:
         """A message of ours has ended on another node."""
+        if notice.message_id in self._desk.rising:  # it is being replayed, or its end there is on its way to the disk
+            await handed.again(LATER_SECONDS)
+            return False
         parcel = self._desk.live.get(notice.message_id)
         if parcel is None:
             stored = self._desk.ledger.find(notice.message_id)
             if stored is None or stored.state != "dead_lettered" or notice.state == "dead_lettered":
                 return True  # known already
             parcel = self._rescue.parcel_of(stored)  # it was replayed there
+            if parcel.envelope.digest == notice.digest:
+                self._desk.rising.add(notice.message_id)
         if parcel.ending or parcel.state not in ("handed_over", "dead_lettered"):
             return True
         if parcel.envelope.digest != notice.digest:
@@ -369,7 +424,12 @@ class Inbox:
         asked = self._desk.live.get(envelope.cause or "")
         recipient = self._desk.registry.live(envelope.recipient) or NOBODY
         if (stored := self._desk.ledger.find(envelope.id)) is not None:
+            live = self._desk.live.get(envelope.id)
+            if live is not None and live.arrival is not None:
+                live.arrival.handed = handed  # it was handed out again: this is the one to settle
+                return False
             if stored.state not in END_STATES:
+                await handed.again(LATER_SECONDS)
                 return False
             parcel = self._rescue.parcel_of(stored)
             outcome = Outcome(stored.state, stored.attempts, stored.code)  # type: ignore[arg-type]
@@ -377,7 +437,8 @@ class Inbox:
             await self._outbox.tell(node, self._outbox.notice(parcel, outcome, stored.seq))
             return True
         sender, refusal = await self._vouched(envelope, ticket, recipient)
-        if refusal is None and not _answers(asked, envelope, answered):
+        late = asked is not None and asked.replier is not None and asked.replier.done()
+        if refusal is None and (late or not _answers(asked, envelope, answered)):
             why = f"nobody waits for a reply of {envelope.sender} to {envelope.cause} any more"
             refusal = Refusal("reply_unexpected", why, "answer sooner")
         case = self._case(envelope, ticket, sender, recipient, refusal)
@@ -385,8 +446,7 @@ class Inbox:
         reply.arrival = Arrival(handed, ticket.origin, ticket.decision_id)
         decided = await self._desk.admission.judge(case)
         allowed = decided.verdict == "allow"
-        written = self._sending.record(reply, decided, None, why="receive")
-        seq = await written.wait()
+        seq = await self._recorded(reply, decided, None)
         if asked is not None and answered is not None and _answers(asked, envelope, answered):
             asked.attempts = answered.attempts
             asked.ended_by = {"origin": ticket.origin, "seq": answered.seq}

@@ -14,9 +14,9 @@ from enhanced_agent_bus.letters.keys import PublicKey, write_vkey
 from enhanced_agent_bus.ports import AgentRow, Entry, StoredMessage, Transport
 from enhanced_agent_bus.road.desk import Desk
 from enhanced_agent_bus.road.endings import Endings
-from enhanced_agent_bus.road.inbox import RETURNED, Inbox
+from enhanced_agent_bus.road.inbox import Inbox
 from enhanced_agent_bus.road.mailroom import Mailroom
-from enhanced_agent_bus.road.outbox import REPLIES, Outbox
+from enhanced_agent_bus.road.outbox import REPLIES, RETURNED, Outbox
 from enhanced_agent_bus.road.replies import Replies
 from enhanced_agent_bus.road.rescue import Rescue
 from enhanced_agent_bus.road.roster import Roster
@@ -135,10 +135,10 @@ class Nodes:
         self._let_go(agent_id)
         self._desk.ledger.put(Entry("agent", {"event": "lost", "agent": agent_id}))
         self._outbox.own(self._inbox.leave(agent_id), f"leaving the box of {agent_id}")
-        for parcel in self._desk.post(agent_id).mailbox.items():
-            if parcel.arrival is not None:
-                parcel.arrival = None
-                self._endings.end(parcel, "discarded", RETURNED)
+        for parcel in list(self._desk.live.values()):
+            here = parcel.envelope.recipient == agent_id and parcel.arrival is not None and parcel.placed
+            if here and parcel.state != "in_flight" and not parcel.ending:
+                self._outbox.give_back(parcel)
 
     def _arrived(self, agent_id: str) -> None:
         """An agent that was absent here is on another node now: what waits for it goes there."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, Final
 
 import orjson
@@ -19,7 +20,7 @@ from enhanced_agent_bus.letters.notices import Notice, seal_notice
 from enhanced_agent_bus.letters.tickets import Ended, Ticket, seal_ticket
 from enhanced_agent_bus.message import REPLY_TYPES
 from enhanced_agent_bus.outcome import END_STATES, Outcome
-from enhanced_agent_bus.ports import Letter, Transport
+from enhanced_agent_bus.ports import Handed, Letter, Transport
 from enhanced_agent_bus.road.desk import Desk
 from enhanced_agent_bus.road.endings import Endings
 from enhanced_agent_bus.road.mailroom import Mailroom
@@ -30,6 +31,7 @@ FIRST_PAUSE_SECONDS: Final = 0.05
 PAUSE_SECONDS_MAX: Final = 2.0
 DRAIN_SECONDS: Final = 2.0  # for letters that are on their way out when the bus closes
 NONCE_BYTES: Final = 16
+RETURNED: Final = "returned"  # back to the transport, which hands it out again
 
 
 def agent_box(agent_id: str) -> str:
@@ -62,6 +64,7 @@ class Outbox:
         self._signer = signer
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last: set[asyncio.Task[Any]] = set()  # of them, those that are waited for at the end
+        self._stopped = False
 
     def own(self, work: Coroutine[Any, Any, None], name: str, *, to_the_end: bool = False) -> asyncio.Task[None]:
         """A task that ends with the bus; `to_the_end`, it is given some time then."""
@@ -70,6 +73,8 @@ class Outbox:
         if to_the_end:
             self._last.add(task)
         task.add_done_callback(self._ended)
+        if self._stopped:
+            task.cancel()
         return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
@@ -87,6 +92,7 @@ class Outbox:
 
     async def stop(self) -> None:
         """What has not been taken by now is posted again when the home is opened again."""
+        self._stopped = True
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -106,7 +112,10 @@ class Outbox:
     # --- messages --------------------------------------------------------------------------------------------------
 
     def hand_over(self, parcel: Parcel) -> None:
-        """Takes a message whose recipient is on another node."""
+        """Takes a message whose recipient is on another node. What came here from one goes back instead."""
+        if parcel.arrival is not None:
+            self.give_back(parcel)
+            return
         self.own(self._hand_over(parcel), f"handing over {parcel.envelope.id}", to_the_end=True)
 
     async def _hand_over(self, parcel: Parcel) -> None:
@@ -125,6 +134,22 @@ class Outbox:
             await self._hand_over(parcel)
             return
         await self.post(Letter(agent_box(parcel.envelope.recipient), ticket.decision_id, self._sealed(parcel, ticket)))
+
+    def give_back(self, parcel: Parcel) -> None:
+        """A message from another node whose recipient is here no more: the transport hands its letter out again."""
+        arrival, parcel.arrival = parcel.arrival, None  # nobody is told: it has not ended
+        assert arrival is not None
+        if arrival.handed is None:  # replayed here: its sender's node has it among its dead letters
+            self._endings.end(parcel, "dead_lettered", "handler_absent")
+            return
+        self._endings.end(parcel, "discarded", RETURNED)
+        self.own(_again(arrival.handed), f"giving back {parcel.envelope.id}")
+
+    async def take_back(self, parcel: Parcel) -> None:
+        """A message that left, and whose recipient is here by now: decided anew, and carried here."""
+        parcel.state = "in_flight"  # in this task's hands: nobody else ends it
+        if await self._rescue.readmit(parcel):
+            self._mailroom.carry(self._desk.post(parcel.envelope.recipient), parcel)
 
     def take_up(self, parcel: Parcel) -> None:
         """What had left and has no end yet, after a restart: it leaves again on the allow that it left on."""
@@ -204,3 +229,8 @@ class Outbox:
     async def tell(self, node: str, notice: Notice) -> None:
         """Brings a notice to the node that answers for the message."""
         await self.post(Letter(node_box(node), f"{notice.decision_id}={notice.seq}", seal_notice(self._signer, notice)))
+
+
+async def _again(handed: Handed) -> None:
+    with suppress(TransportAway):
+        await handed.again()

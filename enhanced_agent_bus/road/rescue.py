@@ -196,7 +196,8 @@ class Rescue:
         )
         if decided.verdict != "refuse":
             parcel.added = list(decided.added)
-            state = "handed_over" if self._desk.registry.nodes_of(parcel.envelope.recipient) else "queued"
+            leaves = parcel.arrival is None and self._desk.registry.nodes_of(parcel.envelope.recipient)
+            state = "handed_over" if leaves else "queued"
             state = "held" if decided.verdict == "hold" else state
             if decided.verdict == "hold":
                 parcel.holds, parcel.hold_reasons = decided.hold, decided.reasons

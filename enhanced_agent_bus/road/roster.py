@@ -299,6 +299,11 @@ class Roster:
         else:
             self._desk.registry.depart(agent_id)
 
+    def nodes_of(self, agent_id: str) -> tuple[str, ...]:
+        """Every node that has an agent, this one too."""
+        claim = self._claims.get(agent_id)
+        return () if claim is None else claim.nodes
+
     def infos(self) -> list[NodeInfo]:
         """The nodes, for status."""
         now = self._desk.clock.monotonic()

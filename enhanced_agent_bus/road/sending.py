@@ -382,15 +382,19 @@ class Sending:
         seq = await self.record(parcel, decided, None).wait()
         return receipt_of(self._desk.ledger, case.addressed.envelope, decided, seq, None), None
 
-    async def turn_away_letter(self, recipient: Party, refusal: Refusal, envelope: Envelope | None) -> None:
-        """Records what came from outside and is no message of this bus, or not this one. Raises: AuditUnavailable."""
+    async def turn_away_letter(self, recipient: Party, refusal: Refusal, envelope: Envelope | None) -> tuple[str, int]:
+        """Records what came from outside and is no message of this bus, or not this one: the decision's id and seq.
+
+        Raises: AuditUnavailable.
+        """
         now_us = self._desk.clock.now_us()
         if envelope is None:
             message_id = self._desk.randomness.uuid7(now_us)
             envelope = _nothing_of(message_id, "", NOBODY, recipient, None, now_us)
         case = Case(self._desk.router.address(envelope, NOBODY, recipient), why="receive", refusal=refusal)
         decided = await self._desk.admission.judge(case)
-        await self.record(Parcel(envelope, now_us, now_us), decided, None, why="receive").wait()
+        seq = await self.record(Parcel(envelope, now_us, now_us), decided, None, why="receive").wait()
+        return decided.decision_id, seq
 
     async def _known(self, message_id: str) -> StoredMessage | None:
         """What is stored under an id, once that is certain. Raises: AuditUnavailable, when the disk does not say."""

@@ -66,6 +66,8 @@ class _Box:
         heapq.heappush(self.later, (due, kept.order, kept))
 
     def now_ready(self, kept: _Kept) -> None:
+        if kept.holder is not None:  # whoever had it was silent for too long, and has room for another
+            kept.holder.let_go()
         kept.holder, kept.ready = None, True
         heapq.heappush(self.ready, (kept.order, kept))
 
@@ -226,6 +228,9 @@ class _Held:
     def working(self) -> None:
         self._serving.prolong(self, self._kept)
 
+    def let_go(self) -> None:
+        self._serving.drop(self)
+
 
 class _Serving(_Poked):
     """One transport's share of a box."""
@@ -275,6 +280,11 @@ class _Serving(_Poked):
             self._network.poke(self._box)
         self._transport.answer("done" if again_seconds is None else "again")
 
+    def drop(self, held: _Held) -> None:
+        """Called with the network's lock held."""
+        if self._held.pop(held, None) is not None:
+            self.poke()
+
     def prolong(self, held: _Held, kept: _Kept) -> None:
         with self._network.lock:
             if kept.holder is held and held in self._held and self._transport.connected:
@@ -287,7 +297,7 @@ class _Serving(_Poked):
                 return
             self.ended = True
             self._box.servings.remove(self)
-            for held, kept in self._held.items():
+            for held, kept in list(self._held.items()):
                 if kept.holder is held:
                     self._box.now_ready(kept)
             self._held.clear()
