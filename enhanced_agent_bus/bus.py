@@ -141,7 +141,7 @@ class AgentBus:
         self._deliberating = Deliberating(desk, self._endings, self._mailroom, self._rescue)
         self._nodes = None
         if joined is not None:
-            stations = (desk, self._endings, self._mailroom, self._rescue, self._sending, replies)
+            stations = (desk, self._endings, self._mailroom, self._rescue, self._sending, replies, self.witnessing)
             self._nodes = Nodes(joined, *stations, let_go=self._let_go)
         self._carriage = Carriage(desk, self._endings, self._mailroom, self._rescue, replies)
         self.watchdog = Watchdog(self._carriage.agent_of, note_blocked, self._was_blocked)
@@ -517,12 +517,19 @@ class AgentBus:
         """The digest of the active constitution."""
         return self._desk.admission.active.digest
 
+    def _unwitnessed(self) -> Sequence[str]:
+        """Another node that has this log's newest checkpoint on record is a witness outside its home."""
+        found = self._witnesses.weakenings
+        if self._nodes is not None and self._nodes.witnessed:
+            return [name for name in found if name != "no_witness"]
+        return found
+
     def security_state(self) -> list[str]:
         """Every weakening in force, sorted."""
         admission = self._desk.admission
         found = {
             *self._weakenings,
-            *self._witnesses.weakenings,
+            *self._unwitnessed(),
             *self._desk.ledger.weakenings,
             *self._engine.weakenings,
             *(self._nodes.weakenings if self._nodes is not None else ()),

@@ -39,6 +39,7 @@ from enhanced_agent_bus.routing.registry import Registry
 from enhanced_agent_bus.settings import ALONE, EMBEDDED, Policy, Settings, load_settings
 from enhanced_agent_bus.settings import Transport as TransportSettings
 from enhanced_agent_bus.witness.keeper import Keeper
+from enhanced_agent_bus.witness.newest import Newest
 from enhanced_agent_bus.witness.places import require_outside, witness_at
 
 if TYPE_CHECKING:
@@ -226,7 +227,13 @@ async def _bus_id(transport: Transport, folder: Path | None) -> str:
 
 def _joined(transport: Transport, place: Home | None, ledger: Ledger, settings: Settings) -> Joined:
     signer = Signer.fresh(f"{ledger.bus}/{ledger.node}") if place is None else place.node_signer
-    return Joined(transport, signer, believed(settings.transport), settings.transport.lease_seconds)
+    trusted, lease_seconds = believed(settings.transport), settings.transport.lease_seconds
+    told = None if place is None else place.checkpoints
+    if not isinstance(told, Newest):  # a bus in memory signs nothing
+        return Joined(transport, signer, trusted, lease_seconds)
+    return Joined(
+        transport, signer, trusted, lease_seconds, lambda: told.note, pace_seconds=settings.audit.checkpoint_seconds
+    )
 
 
 def _weakenings(settings: Settings, clock: Clock) -> list[str]:
@@ -303,6 +310,9 @@ async def _ledger(
     if places:
         witnesses = home.checkpoints = Keeper.open(home=home.path, origin=home.origin, witnesses=places, clock=clock)
         stack.push_async_callback(home.checkpoints.close)
+    if bus_id is not None:  # one of several nodes: the others are shown what is signed
+        before = home.checkpoint.read_text() if home.checkpoint.exists() else None
+        home.checkpoints = Newest(before, home.checkpoints)
     ledger = await SqliteLedger.open(
         home,
         clock=clock,

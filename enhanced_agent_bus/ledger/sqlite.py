@@ -469,9 +469,8 @@ class _Writer:
             batch[:0] = self._certain
             self._certain = []
         due = (
-            store.records_since_checkpoint() + len(batch) >= self._checkpoint_records
-            or store.checkpoint_due_in(self._checkpoint_seconds) <= 0
-        )
+            store.records_since_checkpoint() + len(batch) >= self._checkpoint_records and _is_news(store, batch)
+        ) or store.checkpoint_due_in(self._checkpoint_seconds) <= 0
         if batch or due:
             self._write(store, batch, checkpoint=due)
             batch.clear()
@@ -596,6 +595,11 @@ class _Writer:
             self._break(batch, error)
             left, self._certain = [entry for entry, _, _ in self._certain], []
             self._post(self._ledger.failed, left, _unavailable(f"nothing can be recorded: {error}"), self._generation)
+
+
+def _is_news(store: Store, batch: Sequence[Queued]) -> bool:
+    """Whether there is more than what other logs had signed: two that witness each other would never come to rest."""
+    return store.changed or any(entry.kind != "witness" for entry, _, _ in batch)
 
 
 def _unavailable(why: str) -> AuditUnavailable:

@@ -24,6 +24,7 @@ ANSWER: Final = "application/vnd.eab.answer+json"
 CHALLENGE: Final = "application/vnd.eab.challenge+json"
 JOIN: Final = "application/vnd.eab.join+json"
 ENVELOPE: Final = "application/vnd.eab.envelope+json"
+CHECKPOINT: Final = "application/vnd.eab.checkpoint+json"
 
 LETTER_BYTES: Final = 16_384  # of a letter without a payload: names, ids and a signature
 PAYLOAD_BYTES: Final = 262_144  # where nobody says otherwise: limits.payload_bytes

@@ -21,6 +21,12 @@ from enhanced_agent_bus.road.replies import Replies
 from enhanced_agent_bus.road.rescue import Rescue
 from enhanced_agent_bus.road.roster import Roster
 from enhanced_agent_bus.road.sending import Sending
+from enhanced_agent_bus.road.vouching import PACE_SECONDS, VouchingNodes
+from enhanced_agent_bus.road.witnessing import Witnessing
+
+
+def _nothing() -> None:
+    """Where nothing is signed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +37,8 @@ class Joined:
     signer: Signs  # this node's key, named as its log is
     believed: Mapping[str, PublicKey] | None = None  # the nodes that are trusted; None: all that are listed
     lease_seconds: float = 10.0
+    newest: Callable[[], str | None] = _nothing  # our newest signed checkpoint
+    pace_seconds: float = PACE_SECONDS
 
 
 class Nodes:
@@ -45,6 +53,7 @@ class Nodes:
         rescue: Rescue,
         sending: Sending,
         replies: Replies,
+        witnessing: Witnessing,
         *,
         let_go: Callable[[str], None],
     ) -> None:
@@ -60,6 +69,9 @@ class Nodes:
             vkey=write_vkey(signer.name, signer.key.public_key()),
             believed=joined.believed,
             lease_seconds=joined.lease_seconds,
+        )
+        self._vouching = VouchingNodes(
+            desk, joined.transport, signer, self.roster, witnessing, joined.newest, joined.pace_seconds
         )
         self._let_go = let_go
         self.roster.on_arrived = self._arrived
@@ -77,6 +89,11 @@ class Nodes:
     def weakenings(self) -> list[str]:
         return [*self._transport.weakenings, *self.roster.weakenings]
 
+    @property
+    def witnessed(self) -> bool:
+        """Whether another node has the newest checkpoint of this log on record."""
+        return self._vouching.witnessed
+
     async def join(self) -> None:
         """Before anything is taken up: knows who is where when it returns. Raises: TransportAway; ConfigInvalid."""
         await self.roster.start()
@@ -84,12 +101,14 @@ class Nodes:
     async def start(self) -> None:
         """Takes letters in from now on. Raises: TransportAway."""
         await self._inbox.start()
+        await self._vouching.start()
 
     async def stop(self) -> None:
         """Brings out what is on its way, takes no more letters in, and leaves."""
         await self._outbox.drain()
         await self._inbox.stop()
         await self._outbox.stop()
+        await self._vouching.stop()
         await self.roster.stop()
 
     async def register(self, row: AgentRow, *, shared: bool) -> str | None:

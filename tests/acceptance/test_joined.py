@@ -31,11 +31,12 @@ async def traffic(folder: Path, where: dict[str, Any]) -> None:
     """Three nodes: what is delivered, answered, refused, dead, replayed on either side, sent again and left open."""
     other = folder / "other"
     other.mkdir()
-    async with nodes(folder, where, "a") as (a,):
+    audit = {"checkpoint_seconds": 0.05}
+    async with nodes(folder, where, "a", audit=audit) as (a,):
         desk = await a.register("desk", tenant="acme")
         async with (
-            nodes(other, where, "b", rules={"quiet": QUIET}, delivery={"drain_seconds": 0.01}) as (b,),
-            nodes(folder, where, "c") as (c,),
+            nodes(other, where, "b", rules={"quiet": QUIET}, delivery={"drain_seconds": 0.01}, audit=audit) as (b,),
+            nodes(folder, where, "c", audit=audit) as (c,),
         ):
             door = Doorman()
             bad = ValueError("no")
@@ -56,6 +57,16 @@ async def traffic(folder: Path, where: dict[str, Any]) -> None:
                 await until(lambda: not a.status().accounting["dead_lettered"])
             await desk.send("slow", id="open")
             await until(lambda: door.got)
+            await until(
+                lambda: witnessed(folder / "c", folder / "a") > witnessed(folder / "c", folder / "a", first=True)
+            )
+
+
+def witnessed(home: Path, other: Path, *, first: bool = False) -> int:
+    """How many records of another log the newest checkpoint vouches for that a home has on record; or the first."""
+    origin = "{bus}/{node}".format(**log(other)[0])
+    sizes = [record["size"] for record in log(home, "witness", event="witnessed", origin=origin)]
+    return min(sizes, default=0) if first else max(sizes, default=0)
 
 
 ONCE = Retry.immediate(1)
@@ -258,6 +269,32 @@ def test_a_log_that_is_left_out_is_asked_for(exports: Exports, capsys: pytest.Ca
     [one] = said["joined"]["found"]
     assert (one["what"], one["other"]) == ("log_missing", exports.origin("c"))
     assert f"bring an export of {exports.origin('c')}" in one["why"]
+
+
+def cut(exports: Exports) -> None:
+    """The end, to an earlier checkpoint of that very log."""
+    sizes = [one["size"] for one in exports.logs["c"] if one.get("origin") == exports.origin("a")]
+    exports.logs["a"] = exports.logs["a"][: min(sizes) + 1]
+
+
+def rewritten(exports: Exports) -> None:
+    """A record of an agent that nobody else has a word of."""
+    exports.one("a", "agent")["roles"] = ["admin"]
+
+
+@pytest.mark.parametrize(("lie", "said"), [(cut, "cut off"), (rewritten, "written anew")])
+def test_the_others_are_witnesses_of_a_log(
+    lie: Callable[[Exports], None], said: str, exports: Exports, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever has a node's key can cut its log or write it anew, and the checkpoints on other nodes' logs show it."""
+    lie(exports)
+    told = verify(capsys, *exports.write(*"abc"), status=1)
+    assert {one["integrity"] for one in told["logs"].values()} == {"ok"}
+    found = [one for one in told["joined"]["found"] if one["what"] == "checkpoint"]
+    assert found
+    assert {one["other"] for one in found} == {exports.origin("a")}
+    assert all(one["seq"] is not None for one in found)
+    assert any(said in one["why"] for one in found)
 
 
 def test_the_joining_alone_needs_no_more_than_the_standard_library(exports: Exports, tmp_path: Path) -> None:
