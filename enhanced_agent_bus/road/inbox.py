@@ -325,7 +325,16 @@ class Inbox:
 
     async def _take_up_again(self, stored: StoredMessage, ticket: Ticket, handed: Handed) -> bool:
         arrival = Arrival(handed, ticket.origin, ticket.decision_id)
-        receipt = await self._rescue.replay(stored, why="receive", arrival=arrival, ticket=_named(ticket))
+        recipient = self._desk.registry.live(stored.envelope.recipient) or NOBODY
+        _, refusal = await self._vouched(stored.envelope, ticket, recipient)
+        receipt = await self._rescue.replay(
+            stored,
+            why="receive",
+            arrival=arrival,
+            ticket=_named(ticket),
+            expires_us=ticket.expires_us,
+            refusal=refusal,
+        )
         if receipt.state != "refused":
             return False
         if receipt.code == "queue_full" or receipt.code in UNDECIDED:

@@ -228,10 +228,13 @@ class Rescue:
         why: str = "replay",
         arrival: Arrival | None = None,
         ticket: Mapping[str, Any] | None = None,
+        expires_us: int | None = None,
+        refusal: Refusal | None = None,
     ) -> Receipt:
         """Decides anew what is a dead letter, or parked by a manual retry; allowed, it waits for its handler again.
 
-        So does what comes from another node for the second time, with its `arrival` and on its newer `ticket`.
+        So does what comes from another node for the second time, with its `arrival`, on its newer `ticket`, good until
+        `expires_us`, unless something speaks against it (`refusal`).
         """
         parcel = self.parcel_of(stored)
         envelope = parcel.envelope
@@ -241,10 +244,11 @@ class Rescue:
         parcel.attempts_before = parcel.attempts
         parcel.approvals = ()  # they were for the message as it was sent: an approval is used once
         now_us = self._desk.clock.now_us()
-        parcel.expires_us = now_us + (envelope.expires_us - envelope.created_us)
+        parcel.expires_us = expires_us or now_us + (envelope.expires_us - envelope.created_us)
         post = self._desk.post(envelope.recipient)
         case = self.case_of(parcel)
         case.ticket = ticket
+        case.refusal = case.refusal or refusal
         if not stored.has_content:
             case.refusal = Refusal(
                 "malformed", f"the payload of {envelope.id} is no longer kept", "discard it, or send it anew"
