@@ -69,6 +69,7 @@ from enhanced_agent_bus.road.endings import Endings
 from enhanced_agent_bus.road.erasing import Erasing
 from enhanced_agent_bus.road.mailroom import Mailroom
 from enhanced_agent_bus.road.nodes import Joined, Nodes
+from enhanced_agent_bus.road.outsiders import Identity, Outsiders, Trusted
 from enhanced_agent_bus.road.recovering import Recovering
 from enhanced_agent_bus.road.replies import Replies
 from enhanced_agent_bus.road.rescue import Rescue
@@ -108,6 +109,7 @@ class AgentBus:
         note_blocked: Callable[[BlockedLoop | None], None],
         listener: Listener | None = None,
         joined: Joined | None = None,
+        identity: Identity,
     ) -> None:
         self._desk = desk = Desk(
             settings=settings,
@@ -135,6 +137,7 @@ class AgentBus:
         self._rescue = Rescue(desk, self._endings, self._mailroom, self._recovering)
         self._sending = Sending(desk, self._endings, self._mailroom, self._rescue)
         self._asking = Asking(desk, self._sending)
+        self._outsiders = Outsiders(desk, self._sending, self._asking, identity, self.register, self.unregister)
         self.witnessing = Witnessing(desk)
         self._erasing = Erasing(desk)
         replies = Replies(desk, self._endings, self._rescue, self._sending)
@@ -253,8 +256,9 @@ class AgentBus:
             return await self.agent(agent_id)
 
     def agents(self) -> list[AgentInfo]:
-        """Everyone who is registered: in this process, in the home, or on another node."""
+        """Everyone who is registered: in this process, in the home, or on another node; and who may join."""
         registry = self._desk.registry
+        trusted = {row.agent: row for row in self._outsiders.trusted()}
         found = [
             AgentInfo(*row[:-1], live=False, has_handler=False, waiting=0, nodes=nodes)
             for row, nodes in registry.abroad()
@@ -274,9 +278,77 @@ class AgentBus:
                         has_handler=post is not None and post.handler is not None,
                         waiting=post.mailbox.taken if post is not None else 0,
                         breaker="closed" if post is None else post.breaker.state(self._desk.clock.monotonic()),
+                        trusted=trusted.pop(row.id, None) is not None,
                     )
                 )
+        found.extend(
+            AgentInfo(
+                *(row.agent, row.tenant, row.roles, row.capabilities, row.topics, "latest"),
+                live=False,
+                has_handler=False,
+                waiting=0,
+                trusted=True,
+            )
+            for row in trusted.values()
+            if not registry.nodes_of(row.agent)
+        )
         return sorted(found, key=lambda info: info.id)
+
+    async def trust_agent(
+        self,
+        agent_id: str,
+        *,
+        tenant: str,
+        key: str,
+        roles: Sequence[str] = (),
+        capabilities: Sequence[str] = (),
+        topics: Sequence[str] = (),
+    ) -> None:
+        """Lets an agent of another process join under this name with this key (a vkey of `<tenant>/<agent>`); recorded.
+
+        Joined, it has at most these roles, capabilities and topics. What was said of it before is replaced, and a
+        session that it has ends.
+        Raises: ValueError, for a name or key that is none; AgentExists, when it is another tenant's; AuditUnavailable;
+        BusClosed.
+        """
+        self._desk.require_open()
+        for name, given in (("roles", roles), ("capabilities", capabilities), ("topics", topics)):
+            if isinstance(given, str):
+                raise TypeError(f"{name} is a list of names, not the word {shown(given)}")
+        lists = (tuple(sorted(set(names))) for names in (roles, capabilities, topics))
+        await self._outsiders.trust(Trusted(agent_id, tenant, key.strip(), *lists))
+
+    async def distrust_agent(self, agent_id: str) -> None:
+        """An agent of another process may not join any more; recorded. Joined, it is unregistered.
+
+        Raises: KeyError, when it is not trusted; AuditUnavailable; BusClosed.
+        """
+        self._desk.require_open()
+        await self._outsiders.distrust(agent_id)
+
+    def challenge(self) -> str:
+        """What an agent of another process has to answer within 30 s to join. Raises: BusClosed; StoreCorrupt."""
+        self._desk.require_open()
+        return self._outsiders.challenge()
+
+    async def join(self, answer: str) -> AgentInfo:
+        """Registers an agent of another process that has answered a challenge; a session that it had ends.
+
+        Raises: BusError, with the code of what is wrong with the answer (recorded); AgentExists, when it is live here
+        without having joined; AuditUnavailable; BusClosed.
+        """
+        self._desk.require_open()
+        joined = await self._outsiders.join(answer)
+        return next(info for info in self.agents() if info.id == joined)
+
+    async def send_envelope(self, envelope: str) -> list[Receipt]:
+        """Sends what an agent of another process has signed in its session, as `Agent.send` and `publish` would.
+
+        One that proves nothing is refused on the record, and nothing in it is kept.
+        Raises: AuditUnavailable; BusClosed.
+        """
+        self._desk.require_open()
+        return await self._outsiders.send(envelope)
 
     async def activate(
         self,

@@ -145,6 +145,29 @@ async def _agents(bus: AgentBus, _args: Arguments) -> Json:
     return plain(bus.agents())
 
 
+async def _trust_agent(bus: AgentBus, args: Arguments) -> None:
+    lists = {name: args.take(name, list) for name in ("roles", "capabilities", "topics")}
+    await bus.trust_agent(args.take("agent", str), tenant=args.take("tenant", str), key=args.take("key", str), **lists)
+
+
+async def _distrust_agent(bus: AgentBus, args: Arguments) -> None:
+    await bus.distrust_agent(args.take("agent", str))
+
+
+async def _challenge(bus: AgentBus, _args: Arguments) -> str:
+    """Answers the letter."""
+    return bus.challenge()
+
+
+async def _join(bus: AgentBus, args: Arguments) -> Json:
+    return plain(await bus.join(args.take("answer", str)))
+
+
+async def _send_envelope(bus: AgentBus, args: Arguments) -> list[Any]:
+    """Answers the receipts, as `send` does."""
+    return [plain(receipt) for receipt in await bus.send_envelope(args.take("envelope", str))]
+
+
 async def _queue(bus: AgentBus, _args: Arguments) -> Json:
     return plain(bus.queue())
 
@@ -275,12 +298,15 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "add_legal_hold": _add_legal_hold,
     "agents": _agents,
     "approve": _approve,
+    "challenge": _challenge,
     "checkpoint": _checkpoint,
     "dead_letters": _dead_letters,
     "discard": _discard,
+    "distrust_agent": _distrust_agent,
     "erase": _erase,
     "facts": _facts,
     "held": _held,
+    "join": _join,
     "note_access": _note_access,
     "outcome": _outcome,
     "put_fact": _put_fact,
@@ -297,10 +323,12 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "roll_back": _roll_back,
     "rotate_key": _rotate_key,
     "send": _send,
+    "send_envelope": _send_envelope,
     "shadow_start": _shadow_start,
     "shadow_status": _shadow_status,
     "shadow_stop": _shadow_stop,
     "status": _status,
+    "trust_agent": _trust_agent,
     "witness": _witness,
     "witnessed": _witnessed,
 }

@@ -223,6 +223,7 @@ class AgentInfo:
     waiting: int
     breaker: str = "closed"  # or open, or half_open
     nodes: tuple[str, ...] = ()  # the other nodes that have it
+    trusted: bool = False  # an operator lets it join from another process
 
 
 @dataclass(frozen=True, slots=True)

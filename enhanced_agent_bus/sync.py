@@ -126,6 +126,38 @@ class AgentBus:
         """Everyone who is registered, in this process or in the home."""
         return self._loop.look(self._bus.agents)
 
+    def trust_agent(
+        self,
+        agent_id: str,
+        *,
+        tenant: str,
+        key: str,
+        roles: Sequence[str] = (),
+        capabilities: Sequence[str] = (),
+        topics: Sequence[str] = (),
+    ) -> None:
+        """Lets an agent of another process join under this name with this key; recorded. Raises: ValueError."""
+        self._loop.run(
+            self._bus.trust_agent, agent_id, tenant=tenant, key=key, roles=roles, capabilities=capabilities,
+            topics=topics,
+        )  # fmt: skip
+
+    def distrust_agent(self, agent_id: str) -> None:
+        """An agent of another process may not join any more; recorded. Raises: KeyError, when it is not trusted."""
+        self._loop.run(self._bus.distrust_agent, agent_id)
+
+    def challenge(self) -> str:
+        """What an agent of another process has to answer within 30 s to join."""
+        return self._loop.look(self._bus.challenge)
+
+    def join(self, answer: str) -> AgentInfo:
+        """Registers an agent of another process that has answered a challenge. Raises: BusError; AgentExists."""
+        return self._loop.run(self._bus.join, answer)
+
+    def send_envelope(self, envelope: str) -> list[Receipt]:
+        """Sends what an agent of another process has signed in its session."""
+        return [_receipt(self._loop, receipt) for receipt in self._loop.run(self._bus.send_envelope, envelope)]
+
     def activate(
         self,
         path: str | Path,

@@ -6,10 +6,10 @@ import json
 import os
 import random
 import tempfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -113,6 +113,7 @@ async def _build(
     runs: Runs | NoRuns = NoRuns() if place is None else Runs(place.path / "running")
     threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="eab-handler")
     stack.callback(threads.shutdown, wait=False, cancel_futures=True)
+    identity = _identity(place, ledger)
     bus = AgentBus(
         settings=settings,
         ledger=ledger,
@@ -137,7 +138,8 @@ async def _build(
         home=str(folder) if folder is not None else MEMORY,
         note_blocked=_unnoted if place is None else place.note_blocked,
         spare=partial(WorkerEngine.start, workers=1, memory_mb=policy.memory_mb),
-        joined=None if transport is None else _joined(transport, place, ledger, settings),
+        joined=None if transport is None else _joined(transport, place, identity(), settings),
+        identity=identity,
     )
     if place is not None:
         _require_mark(place, ledger)
@@ -225,8 +227,7 @@ async def _bus_id(transport: Transport, folder: Path | None) -> str:
     raise TransportAway(f"{transport.url} does not keep what it is given")
 
 
-def _joined(transport: Transport, place: Home | None, ledger: Ledger, settings: Settings) -> Joined:
-    signer = Signer.fresh(f"{ledger.bus}/{ledger.node}") if place is None else place.node_signer
+def _joined(transport: Transport, place: Home | None, signer: Signer, settings: Settings) -> Joined:
     trusted, lease_seconds = believed(settings.transport), settings.transport.lease_seconds
     told = None if place is None else place.checkpoints
     if not isinstance(told, Newest):  # a bus in memory signs nothing
@@ -234,6 +235,16 @@ def _joined(transport: Transport, place: Home | None, ledger: Ledger, settings: 
     return Joined(
         transport, signer, trusted, lease_seconds, lambda: told.note, pace_seconds=settings.audit.checkpoint_seconds
     )
+
+
+def _identity(place: Home | None, ledger: Ledger) -> Callable[[], Signer]:
+    """This node's key, which a home is given when it is first asked for."""
+
+    @cache
+    def identity() -> Signer:
+        return Signer.fresh(f"{ledger.bus}/{ledger.node}") if place is None else place.node_signer
+
+    return identity
 
 
 def _weakenings(settings: Settings, clock: Clock) -> list[str]:

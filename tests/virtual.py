@@ -22,6 +22,7 @@ from enhanced_agent_bus.admission.constitution import Constitutions
 from enhanced_agent_bus.admission.facts import FactBook
 from enhanced_agent_bus.admission.seal import Randomness
 from enhanced_agent_bus.engines.cache import DecisionCache
+from enhanced_agent_bus.ledger.checkpoint import Signer
 from enhanced_agent_bus.ledger.memory import MemoryLedger
 from enhanced_agent_bus.ledger.runs import NoRuns
 from enhanced_agent_bus.ports import Checked, Loaded, PolicyEngine, Verified
@@ -270,6 +271,7 @@ class VirtualHome:
             runs=NoRuns(),
             note_blocked=lambda _blocked: None,
             joined=joined,
+            identity=lambda: Signer.fresh(f"{ledger.bus}/{ledger.node}"),
         )
         active = ledger.setting("constitution")
         if active is None:

@@ -16,6 +16,7 @@ import typer
 
 from enhanced_agent_bus import __version__
 from enhanced_agent_bus.cli import (
+    agents,
     audit,
     audit_erase,
     audit_hold,
@@ -65,6 +66,7 @@ audit.app.command()(audit_erase.erase)
 audit.app.command()(audit_erase.retention)
 audit.app.add_typer(audit_hold.app, name="hold")
 for name, group in (
+    ("agents", agents.app),
     ("policy", policy.app),
     ("facts", facts.app),
     ("held", held.app),

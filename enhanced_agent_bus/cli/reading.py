@@ -141,10 +141,11 @@ def _agents(connection: sqlite3.Connection) -> list[AgentRow]:
 
 
 def remembered_agents(home: Path) -> list[dict[str, Json]]:
-    """Who is registered; nobody is live in a home that no process has open."""
+    """Who is registered or may join; nobody is live in a home that no process has open."""
     with database(home) as connection:
         waiting = dict(connection.execute(_WAITING_OF_EACH).fetchall())
-        return [
+        trusted = {row[0]: row for row in json.loads(one(connection, sql.SETTING, ("trusted_agents",)) or "[]")}
+        found: list[dict[str, Json]] = [
             {
                 "id": row.id,
                 "tenant": row.tenant,
@@ -157,10 +158,29 @@ def remembered_agents(home: Path) -> list[dict[str, Json]]:
                 "waiting": waiting.get(row.id, 0),
                 "breaker": "closed",  # a process's own
                 "nodes": [],  # what a running one hears
+                "trusted": trusted.pop(row.id, None) is not None,
             }
             for row in _agents(connection)
             if row.live
         ]
+    found.extend(
+        {
+            "id": agent,
+            "tenant": tenant,
+            "roles": roles,
+            "capabilities": capabilities,
+            "topics": topics,
+            "constitution": "latest",
+            "live": False,
+            "has_handler": False,
+            "waiting": 0,
+            "breaker": "closed",
+            "nodes": [],
+            "trusted": True,
+        }
+        for agent, tenant, _, roles, capabilities, topics in trusted.values()
+    )
+    return sorted(found, key=lambda row: str(row["id"]))
 
 
 def policy_history(home: Path) -> list[dict[str, Json]]:

@@ -28,7 +28,9 @@ def send(
     context: typer.Context,
     payload: Annotated[str, typer.Argument(metavar="PAYLOAD|-|@FILE", help="A JSON object.")] = "{}",
     *,
-    sender: Annotated[str, typer.Option("--from", metavar="AGENT", help="Who sends it: any registered id.")],
+    sender: Annotated[
+        str | None, typer.Option("--from", metavar="AGENT", help="Who sends it: any registered id.")
+    ] = None,
     to: Annotated[str | None, typer.Option(metavar="AGENT", help="To this agent.")] = None,
     capability: Annotated[str | None, typer.Option(metavar="NAME", help="To the least loaded that has it.")] = None,
     topic: Annotated[str | None, typer.Option(metavar="NAME", help="To everyone who subscribed.")] = None,
@@ -42,6 +44,9 @@ def send(
     constitution: Annotated[Path | None, typer.Option(metavar="PATH", help="For a new home.")] = None,
     timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Wait for its end.")] = OUTCOME_SECONDS,
     show_payload: Annotated[bool, typer.Option("--payload", help="Show the reply's payload; recorded.")] = False,
+    envelope: Annotated[
+        str | None, typer.Option(metavar="FILE|-", help="What an agent that has joined has signed, and nothing else.")
+    ] = None,
 ) -> int:
     """Send one message and print its receipt.
 
@@ -54,6 +59,13 @@ def send(
     from enhanced_agent_bus.admission.canonical import NotJson
     from enhanced_agent_bus.cli.lines import read_payload, read_priority
 
+    if envelope is not None:
+        given = (sender, to, capability, topic, kind, id, conversation, header, expires_in, app, constitution)
+        if payload != "{}" or show_payload or priority != "NORMAL" or any(word is not None for word in given):
+            raise CliError("--envelope stands alone: an envelope says itself who sends what to whom")
+        return _carry(session_of(context), envelope)
+    if sender is None:
+        raise CliError("--from says who sends it", remedy="name a registered agent; `eab agents` lists them")
     if sum(way is not None for way in (to, capability, topic)) != 1:
         raise CliError("exactly one of --to, --capability and --topic says where it goes")
     level = read_priority(priority)
@@ -84,6 +96,17 @@ def send(
     if isinstance(content, NotJson) and content.code == "malformed":
         _say_in_json(results)
     _show(session, results, where, with_app=app is not None)
+    return faults.DONE if results and all(_is_fine(result) for result in results) else faults.FOUND
+
+
+def _carry(session: Session, source: str) -> int:
+    """Sends an envelope as it is."""
+    from enhanced_agent_bus.cli.envelopes import ask, read_letter
+
+    results: list[dict[str, Json]] = [
+        {"receipt": receipt} for receipt in ask(session, "send_envelope", {"envelope": read_letter(source)})
+    ]
+    _show(session, results, "the topic", with_app=False)
     return faults.DONE if results and all(_is_fine(result) for result in results) else faults.FOUND
 
 

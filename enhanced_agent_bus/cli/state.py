@@ -1,4 +1,4 @@
-"""`eab status` and `eab agents`: how the bus stands, with a running process or without."""
+"""`eab status`: how the bus stands, with a running process or without."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from typing import Any
 import typer
 
 from enhanced_agent_bus.cli.program import named
-from enhanced_agent_bus.cli.render import echo, print_json, print_json_lines, print_pairs, print_table
+from enhanced_agent_bus.cli.render import echo, print_json, print_pairs, print_table
 from enhanced_agent_bus.cli.session import Session, ask_running, held_up, session_of
 
 
 def add_to(app: typer.Typer) -> None:
-    """Adds the commands."""
+    """Adds the command."""
     app.command("status")(status)
-    app.command("agents")(agents)
 
 
 def status(context: typer.Context) -> None:
@@ -140,41 +139,3 @@ def told(witness: dict[str, Any]) -> str:
 def _label(state: str) -> str:
     """A message that was accepted and is refused was refused by a later decision: of a retry, an activation, ..."""
     return "refused later" if state == "refused" else state.replace("_", " ").replace("dead lettered", "dead-lettered")
-
-
-def agents(context: typer.Context) -> None:
-    """List who is registered.
-
-    Example: eab agents
-    """
-    from enhanced_agent_bus.cli.reading import remembered_agents
-
-    session = session_of(context)
-    home = session.existing_home()
-    rows = ask_running(home, "agents")
-    if rows is None:
-        rows = remembered_agents(home)
-    if session.json:
-        print_json_lines(rows)
-        return
-    several = any(row.get("nodes") for row in rows)
-    names = ("agent", "tenant", "roles", "capabilities", "topics", "constitution", "live", "waiting", "breaker")
-    print_table(
-        (*names, *(("node",) if several else ())),
-        [
-            (
-                row["id"],
-                row["tenant"],
-                ", ".join(row["roles"]),
-                ", ".join(row["capabilities"]),
-                ", ".join(row["topics"]),
-                row["constitution"],
-                "yes" if row["live"] else "there" if row.get("nodes") else "no",
-                row["waiting"],
-                row["breaker"].replace("_", " "),
-                *((", ".join(row.get("nodes") or ()) or "here",) if several else ()),
-            )
-            for row in rows
-        ],
-        empty=named("nobody is registered: an application registers agents when it runs, `eab run APP`"),
-    )

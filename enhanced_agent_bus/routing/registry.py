@@ -40,7 +40,7 @@ class Registry:
 
         Raises: AgentExists, when it is live or belongs to another tenant; ValueError, when a name is not one.
         """
-        _check(row)
+        check_row(row)
         known = self._rows.get(row.id)
         if row.id in self._live:
             raise AgentExists(
@@ -194,7 +194,8 @@ def party_of(row: AgentRow) -> Party:
     return Party(row.id, row.tenant, row.roles, row.capabilities, row.constitution, document)
 
 
-def _check(row: AgentRow) -> None:
+def check_row(row: AgentRow) -> None:
+    """Raises: ValueError, when a name of it is none."""
     every: tuple[tuple[str, Sequence[object]], ...] = (
         ("agent id", (row.id,)),
         ("tenant", (row.tenant,)),
