@@ -1,11 +1,13 @@
-"""An independent checker of a history: a log that was exported, against what its user saw.
+"""An independent checker of a history: a log that was exported, or those of several nodes, against what its user saw.
 
-`python history_checker.py LOG NOTES [--status FILE] [--all-ended]`. LOG is what `eab audit export` wrote; FILE what
+`python history_checker.py LOG... NOTES [--status FILE] [--all-ended]`. LOG is what `eab audit export` wrote; FILE what
 `eab --json status` printed when nothing was under way. NOTES are JSON lines that the user's program wrote, outside the
 bus, each in the instant it says:
 
     {"told": "accepted" or "held", "id", "digest"}                                   a receipt that it was given
     {"ran": "<message id>", "what", "attempt", "digest", "constitution", "records"}  a handler that begins
+
+With several logs each note has a `node` too, as the log's records have it: where it was told, or ran.
 
 `what` is what the run does in the world, and `records` how many records anybody could read in the log at that moment.
 
@@ -52,6 +54,10 @@ class History:
         self._size = 0
         self._decided: dict[str, Record] = {}  # by decision id
         self._counts: dict[str, int] = {}  # sender to its newest sender_n
+        self.name = ""  # <bus>/<node>
+        self.received: list[Record] = []  # what other nodes had admitted, and was taken in
+        self.ends_elsewhere: list[Record] = []  # outcomes because of another node's record
+        self.by_seq: dict[int, Record] = {}  # decisions and outcomes
 
     def read(self, lines: Iterable[str | bytes]) -> None:
         """Raises: ValueError, KeyError, for what is no record."""
@@ -60,6 +66,9 @@ class History:
             if record["seq"] != self._size:
                 self.found.append(f"record {record['seq']} stands where {self._size} belongs")
             self._size += 1
+            self.name = self.name or f"{record.get('bus')}/{record.get('node')}"
+            if record["kind"] in ("decision", "outcome"):
+                self.by_seq[record["seq"]] = record
             if record["kind"] == "decision":
                 self._decision(record)
             elif record["kind"] == "outcome":
@@ -77,11 +86,13 @@ class History:
         life = self.lives.get(message_id)
         if record["verdict"] == "refuse":
             return  # ends nothing by itself: an outcome does
+        if record["why"] == "receive":
+            self.received.append(record)
         if life is None:
             life = self.lives[message_id] = Life(record)
-        elif record["why"] in ("send", "receive"):
+        elif record["why"] == "send" or (record["why"] == "receive" and life.state not in MAY_RISE):
             self.found.append(f"seq {seq}: {message_id} was opened before")
-        elif life.state in ENDS and not (life.state in MAY_RISE and record["why"] == "replay"):
+        elif life.state in ENDS and not (life.state in MAY_RISE and record["why"] in ("replay", "receive")):
             self.found.append(f"seq {seq}: {message_id} is {life.state} and is decided again ({record['why']})")
         if record["digest"] != life.first["digest"]:
             self.found.append(f"seq {seq}: {message_id} has another digest than it had first")
@@ -96,7 +107,8 @@ class History:
         if life is None or decision is None or decision["message_id"] != message_id:
             self.found.append(f"seq {seq}: {state}, and no decision {record['decision_id']} on {message_id}")
             return
-        if life.state in ENDS:
+        risen = life.state == "dead_lettered" and record.get("by") is not None  # replayed on the other node
+        if life.state in ENDS and not risen:
             self.found.append(f"seq {seq}: {message_id} ends as {state} and had ended as {life.state}")
         if state in ("delivered", "failed") and decision["verdict"] != "allow":
             self.found.append(f"seq {seq}: {state} on a decision that says {decision['verdict']}")
@@ -104,7 +116,9 @@ class History:
             self.found.append(f"seq {seq}: {message_id} ends attempt {record['attempt']} after {life.attempts}")
         life.attempts, life.code = max(life.attempts, record["attempt"]), record["code"]
         life.state = state if state in ENDS else "waiting"
-        if state == "delivered":
+        if record.get("by") is not None:
+            self.ends_elsewhere.append(record)  # it ran there, if it did
+        elif state == "delivered":
             life.delivered.append(record)
 
     # --- against what was seen ---------------------------------------------------------------------------------------
@@ -191,6 +205,52 @@ class History:
             self.found.append(f"the accounting says, and the records tell: {apart}")
 
 
+def check_nodes(
+    logs: Iterable[Iterable[str | bytes]], notes: Iterable[str | bytes], *, all_ended: bool = False
+) -> list[str]:
+    """What is wrong with the histories of several nodes and between them. Raises: as `check`."""
+    histories: dict[str, History] = {}
+    for log in logs:
+        history = History()
+        history.read(log)
+        histories[history.name] = history
+    said = [json.loads(line) for line in notes]
+    found = []
+    for name, history in histories.items():
+        ours = [note for note in said if note["node"] == name.rpartition("/")[2]]
+        history.compare(ours, all_ended=all_ended)
+        found += [f"{name}: {line}" for line in (*history.found, *_between(history, histories))]
+    nodes = {name.rpartition("/")[2] for name in histories}
+    found += [f"nobody gave the log of {note['node']}" for note in said if note["node"] not in nodes]
+    return found
+
+
+def _between(history: History, others: Mapping[str, History]) -> Iterable[str]:
+    """What one log says of others, and they do not."""
+    for record in history.received:
+        ticket = record.get("ticket") or {"origin": "", "seq": -1, "decision_id": ""}
+        sender = others.get(ticket["origin"])
+        allow = sender.by_seq.get(ticket["seq"], {}) if sender is not None else {}
+        same = all(allow.get(name) == record[name] for name in ("message_id", "digest"))
+        if allow.get("verdict") != "allow" or allow.get("decision_id") != ticket["decision_id"] or not same:
+            yield f"seq {record['seq']}: {record['message_id']} was taken in without an allow on its sender's node"
+    for record in history.ends_elsewhere:
+        message_id, by, state = record["message_id"], record["by"], record["state"]
+        there = others.get(by["origin"])
+        end = there.by_seq.get(by["seq"], {}) if there is not None and by["seq"] is not None else {}
+        life = there.lives.get(message_id) if there is not None else None
+        if by["seq"] is None or end.get("verdict") == "allow":  # the message is named, and not the record of its end
+            same = life is not None and life.state == state
+        else:
+            same = end.get("message_id") == message_id and state in (end.get("state"), _refused(end))
+        if not same:
+            yield f"seq {record['seq']}: {message_id} is {state}, and {by['origin']} has no such end"
+
+
+def _refused(record: Record) -> str | None:
+    return "refused" if record.get("verdict") == "refuse" else None
+
+
 def check(
     log: Iterable[str | bytes],
     notes: Iterable[str | bytes],
@@ -210,15 +270,20 @@ def check(
 def main() -> int:
     """Reads the files and prints what is wrong."""
     parser = argparse.ArgumentParser(description="Checks an exported log against what its user saw.")
-    parser.add_argument("log", type=Path)
+    parser.add_argument("log", type=Path, nargs="+")
     parser.add_argument("notes", type=Path)
     parser.add_argument("--status", type=Path, help="what `eab --json status` printed")
     parser.add_argument("--all-ended", action="store_true", help="nothing may still be open")
     given = parser.parse_args()
     try:
         accounting = json.loads(given.status.read_bytes())["accounting"] if given.status else None
-        log, notes = given.log.read_bytes().splitlines(), given.notes.read_bytes().splitlines()
-        found = check(log, notes, accounting, all_ended=given.all_ended)
+        logs, notes = [file.read_bytes().splitlines() for file in given.log], given.notes.read_bytes().splitlines()
+        if len(logs) > 1 and accounting is not None:
+            parser.error("--status is of one node: give one log")
+        if len(logs) > 1:
+            found = check_nodes(logs, notes, all_ended=given.all_ended)
+        else:
+            found = check(logs[0], notes, accounting, all_ended=given.all_ended)
     except (OSError, ValueError, KeyError, TypeError) as error:
         parser.error(f"this cannot be read: {error!r}")
     sys.stdout.writelines(f"{line}\n" for line in found)
