@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from shutil import copytree
 from tempfile import TemporaryDirectory
@@ -24,6 +26,7 @@ from enhanced_agent_bus.settings import load_settings
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 BIN: Final = Path(sys.executable).parent
+TOOLS: Final = ROOT / ".tools" / "bin"  # servers that a page starts
 ZYGOTE: Final = ROOT / "tests" / "zygote.py"
 BLOCK_SECONDS_MAX: Final = 120
 OURS: Final = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "policies/CONSTITUTION.md")
@@ -101,6 +104,16 @@ def test_a_page_can_be_followed(page: str, tmp_path: Path, command: Path) -> Non
         for name in ("policies", "examples"):
             copytree(ROOT / name, folder / name)
         (folder / ".venv").symlink_to(BIN.parent)
+    try:
+        follow(page, folder, command)
+    finally:
+        for file in folder.rglob("*.pid"):
+            with suppress(OSError, ValueError):
+                os.kill(int(file.read_text()), signal.SIGKILL)
+
+
+def follow(page: str, folder: Path, command: Path) -> None:
+    """Types what a page shows."""
     printed = ""
     for block in blocks_of(page):
         if block.language in ("bash", "python"):
@@ -121,7 +134,7 @@ def typed(page: str, block: Block, folder: Path, command: Path) -> str:
         [*program, text],
         cwd=folder,
         env={
-            "PATH": f"{command}:{BIN}:/usr/bin:/bin",
+            "PATH": f"{command}:{BIN}:{TOOLS}:/usr/bin:/bin",
             "HOME": str(folder.parent),
             "LANG": "C.UTF-8",
             "TMPDIR": str(folder.parent),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import configparser
 import json
 import os
 import shlex
 import shutil
+import subprocess
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -245,3 +247,46 @@ def test_the_demo_of_nodes_ends_alike_on_all_logs(
     assert [one["open"] for one in told["verify"].values()] == [0, 0, 0]
     assert not (Path(told["homes"]["front"]).parent / "server").exists()
     shutil.rmtree(Path(told["homes"]["front"]).parent)
+
+
+DEPLOY = Path(__file__).resolve().parents[2] / "examples" / "three_nodes" / "deploy"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "howto" / "operator" / "nats.md"
+
+
+def test_what_the_page_shows_is_what_is_there_to_copy() -> None:
+    """Each file of the folder stands in the page as it is."""
+    page = PAGE.read_text(encoding="utf-8")
+    for file in sorted(DEPLOY.iterdir()):
+        assert f"```text\n{file.read_text(encoding='utf-8')}```\n" in page, file.name
+
+
+def test_the_compose_file_has_a_server_and_a_home_for_each_node(opa_binary: Path) -> None:
+    """YAML as a stranger reads it: no two nodes share a home, and the server keeps its store."""
+    command = [str(opa_binary), "eval", "--format=raw", "--data", str(DEPLOY / "compose.yaml"), "data"]
+    document = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    services = document["services"]
+    nodes = {name: service for name, service in services.items() if name != "nats"}
+    assert set(nodes) == {"front", "booking", "records"}
+    for name, service in nodes.items():
+        assert service["command"] == ["eab", "--home", "/home/bus", "run", f"app.py:{name}"]
+        assert service["volumes"] == [f"{name}-home:/home/bus"]
+        assert service["restart"] == "unless-stopped"
+    assert "nats-store:/etc/nats/store" in services["nats"]["volumes"]
+    assert set(document["volumes"]) == {"nats-store", *(f"{name}-home" for name in nodes)}
+
+
+@pytest.mark.parametrize("name", ["eab-node@.service", "nats-server.service"])
+def test_the_units_are_units(name: str, tmp_path: Path) -> None:
+    """The machine's systemd takes them, where there is one; else they have the sections and keys that it needs."""
+    text = (DEPLOY / name).read_text(encoding="utf-8")
+    unit = configparser.ConfigParser(interpolation=None, strict=True)
+    unit.optionxform = str  # type: ignore[assignment,method-assign]
+    unit.read_string(text)
+    assert set(unit.sections()) == {"Unit", "Service", "Install"}
+    assert {"ExecStart", "Restart", "User", "WorkingDirectory"} <= set(unit["Service"])
+    if shutil.which("systemd-analyze") is not None:
+        started = unit["Service"]["ExecStart"].split()[0]
+        file = tmp_path / name.replace("@", "@one")
+        file.write_text(text.replace(started, "/bin/true"))
+        done = subprocess.run(["systemd-analyze", "verify", file], capture_output=True, text=True, check=False)
+        assert not [line for line in done.stderr.splitlines() if file.name in line and "User" not in line], done.stderr
