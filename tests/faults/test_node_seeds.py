@@ -15,7 +15,7 @@ import pytest
 
 from tests.sea import Sea
 
-SEEDS: Final = 40
+SEEDS: Final = 20
 
 
 def one_seed(seed: int) -> Sea:
