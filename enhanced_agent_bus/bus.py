@@ -464,27 +464,35 @@ class AgentBus:
         await self._recovering.cancel(message_id)
 
     def facts(self, scope: str | None = None, owner: str | None = None) -> list[Fact]:
-        """What decisions have remembered."""
-        return [
-            Fact(row.scope, row.owner, row.key, _fact_value(row.value))
-            for row in self._desk.ledger.fact_rows(scope, owner)
-            if row.key and row.value is not None
-        ]
+        """What decisions have remembered, as this node's log says it."""
+        return _facts(self._desk.ledger.fact_rows(scope, owner))
+
+    async def shared_facts(self, scope: str | None = None, owner: str | None = None) -> list[Fact]:
+        """The same, as all nodes of the bus have it now. Raises: TransportAway."""
+        shared = await self._desk.admission.fact_rows()
+        rows = [row for row in self._desk.ledger.fact_rows(scope, owner) if (row.scope, row.owner) not in shared]
+        for name, theirs in shared.items():
+            if scope in (None, name[0]) and owner in (None, name[1]):
+                rows += theirs
+        return _facts(sorted(rows))
 
     async def put_fact(self, scope: str, owner: str, key: str, value: str | float) -> None:
-        """An operator's fact, recorded. Raises: ValueError, when it cannot be; AuditUnavailable; BusClosed."""
+        """An operator's fact, recorded.
+
+        Raises: ValueError, when it cannot be; AuditUnavailable; BusClosed; TransportAway.
+        """
         self._desk.require_open()
         _check_scope(scope)
-        changed = self._desk.admission.facts.put(scope, owner, key, value)
+        changed = await self._desk.admission.put_fact(scope, owner, key, value)
         if isinstance(changed, Refusal):
             raise ValueError(changed.message)  # noqa: TRY004 - the type is right, the value is not
         await self._write_fact("put", changed)
 
     async def remove_fact(self, scope: str, owner: str, key: str) -> None:
-        """Raises: KeyError, when there is no such fact; AuditUnavailable; BusClosed."""
+        """Raises: KeyError, when there is no such fact; AuditUnavailable; BusClosed; TransportAway."""
         self._desk.require_open()
         _check_scope(scope)
-        await self._write_fact("removed", self._desk.admission.facts.remove(scope, owner, key))
+        await self._write_fact("removed", await self._desk.admission.remove_fact(scope, owner, key))
 
     async def note_access(self, command: str, what: str) -> None:
         """Records that somebody was shown payloads."""
@@ -873,6 +881,12 @@ def _dead_letter(stored: StoredMessage) -> DeadLetter:
         stored.error or "",
         instant_of(stored.since_us),
     )
+
+
+def _facts(rows: Sequence[FactChange]) -> list[Fact]:
+    return [
+        Fact(row.scope, row.owner, row.key, _fact_value(row.value)) for row in rows if row.key and row.value is not None
+    ]
 
 
 def _fact_value(raw: bytes | None) -> str | int | float | list[str]:

@@ -238,7 +238,7 @@ async def _shadow_stop(bus: AgentBus, _args: Arguments) -> Json:
 
 
 async def _facts(bus: AgentBus, args: Arguments) -> Json:
-    return plain(bus.facts(args.maybe("scope", str), args.maybe("owner", str)))
+    return plain(await bus.shared_facts(args.maybe("scope", str), args.maybe("owner", str)))
 
 
 async def _put_fact(bus: AgentBus, args: Arguments) -> None:

@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from enhanced_agent_bus import faultpoints
+from enhanced_agent_bus.admission.agreeing import SharedAdmission
 from enhanced_agent_bus.admission.chain import Admission
 from enhanced_agent_bus.admission.constitution import Constitutions
 from enhanced_agent_bus.admission.facts import FactBook
 from enhanced_agent_bus.admission.seal import Randomness
+from enhanced_agent_bus.admission.shared import BUCKET as SHARED_FACTS
+from enhanced_agent_bus.admission.shared import SharedFacts
 from enhanced_agent_bus.authoring import signing
 from enhanced_agent_bus.bus import AgentBus
 from enhanced_agent_bus.clock import SystemClock
@@ -96,17 +99,23 @@ async def _build(
     engine = await _engine(policy)
     stack.push_async_callback(engine.close)
     randomness = Randomness()
-    admission = Admission(
-        engine=engine,
-        cache=DecisionCache(entries=policy.cache_entries, seconds=policy.cache_seconds, clock=clock),
-        facts=FactBook(ledger.facts),
-        clock=clock,
-        randomness=randomness,
-        gates=gates,
-        policy_seconds=policy.timeout_seconds,
-        gate_seconds=settings.limits.gate_seconds,
-        grace_seconds=settings.constitution.grace_seconds,
-    )
+    gate: dict[str, Any] = {
+        "engine": engine,
+        "cache": DecisionCache(entries=policy.cache_entries, seconds=policy.cache_seconds, clock=clock),
+        "clock": clock,
+        "randomness": randomness,
+        "gates": gates,
+        "policy_seconds": policy.timeout_seconds,
+        "gate_seconds": settings.limits.gate_seconds,
+        "grace_seconds": settings.constitution.grace_seconds,
+    }
+    admission: Admission
+    if transport is None:
+        admission = Admission(facts=FactBook(ledger.facts), **gate)
+    else:
+        admission = SharedAdmission(shared=await _shared_facts(transport, ledger, randomness), **gate)
+        stack.push_async_callback(admission.close)
+        await admission.settle(ledger.find)
     listener = listener_for(clock)
     if listener is not None:
         stack.callback(listener.close)
@@ -225,6 +234,17 @@ async def _bus_id(transport: Transport, folder: Path | None) -> str:
         with suppress(Conflict):
             await bucket.swap("id", (own or new_bus_id()).encode(), 0)
     raise TransportAway(f"{transport.url} does not keep what it is given")
+
+
+async def _shared_facts(transport: Transport, ledger: Ledger, randomness: Randomness) -> SharedFacts:
+    """What the nodes of the bus remember together. Raises: TransportAway."""
+    return SharedFacts(
+        await transport.bucket(SHARED_FACTS),
+        ledger.facts,
+        node=ledger.node,
+        session=randomness.take(8).hex(),
+        bytes_max=transport.bytes_max,
+    )
 
 
 def _joined(transport: Transport, place: Home | None, signer: Signer, settings: Settings) -> Joined:

@@ -74,7 +74,7 @@ class Decided:
 
 
 @dataclass(slots=True)
-class _Asked:
+class Asked:
     """The policy's part of one decision."""
 
     ruling: Ruling | Refusal
@@ -86,7 +86,9 @@ class _Asked:
 
 
 @dataclass(slots=True)
-class _Lock:
+class Lock:
+    """A lock of one owner, and how many want it."""
+
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     users: int = 0
 
@@ -119,7 +121,7 @@ class Admission:
         self.trial: Trial | None = None  # what is tried beside it, if anything is
         self._past: dict[str, float] = {}  # digest -> until when it is still agreed to (monotonic seconds)
         self._flights: dict[tuple[str, bytes], asyncio.Future[tuple[Ruling | Refusal, str, int] | None]] = {}
-        self._locks: dict[tuple[str, str], _Lock] = {}
+        self._locks: dict[tuple[str, str], Lock] = {}
         self._record = Record(clock=clock, randomness=randomness, engine=engine.label)
 
     @property
@@ -180,7 +182,7 @@ class Admission:
         if refusal is None and case.addressed.sender.constitution != LATEST:
             refusal = self._constitution_gate(case.addressed.sender, active)
         if refusal is not None:
-            refused = self._refuse(case, active, refusal, _Asked(refusal))
+            refused = self._refuse(case, active, refusal, Asked(refusal))
             return refused if case.refusal is not None else self._saw(refused, None)
         if self._gates:
             return None
@@ -197,7 +199,7 @@ class Admission:
         """The decision that could not be given at once: gates first, then the policy."""
         refusal = await self._plugin_gates(case) if self._gates else None
         if refusal is not None:
-            return self._refuse(case, self._decides(case), refusal, _Asked(refusal))
+            return self._refuse(case, self._decides(case), refusal, Asked(refusal))
         return await self._policy_gate(case)
 
     def _known(self, sight: Sight, key: bytes | None) -> Decided | None:
@@ -205,7 +207,7 @@ class Admission:
         if key is None:
             return None
         found = self._cache.get(sight.active.digest, key)
-        return self._conclude(sight.case, sight.active, _Asked(found[0], sight, found[1])) if found else None
+        return self._conclude(sight.case, sight.active, Asked(found[0], sight, found[1])) if found else None
 
     def _constitution_gate(self, sender: Party, active: Active) -> Refusal | None:
         agreed = sender.constitution
@@ -245,27 +247,38 @@ class Admission:
         return Refusal("gate_silent", f"the gate {gate.name} answered neither way", "return Pass() or Refusal(...)")
 
     async def _policy_gate(self, case: Case) -> Decided:
+        active, asked = await self._answer(case)
+        return self._concluded(case, active, asked)
+
+    def _concluded(
+        self, case: Case, active: Active, asked: Asked, changed: tuple[list[Added], list[FactChange]] | None = None
+    ) -> Decided:
+        """The decision that follows from an answer, which others may be given from now on."""
+        self._keep(active, asked)
+        return self._saw(self._conclude(case, active, asked, changed), asked.sight)
+
+    async def _answer(self, case: Case) -> tuple[Active, Asked]:
+        """What is said to a case; it holds until the caller awaits something."""
         deadline = self._clock.monotonic() + self._policy_seconds
         for _ in range(ROUNDS_MAX):
             active = self._decides(case)
             refusal = self._constitution_gate(case.addressed.sender, active)
             if refusal is not None:
-                return self._saw(self._refuse(case, active, refusal, _Asked(refusal)), None)
+                return active, Asked(refusal)
             look, case.look = case.look, None
             if look is None or look[0].active is not active:
                 sight = self._look(case, active)
                 key = self._key(sight) if active.reading.cacheable else None
-                decided = self._known(sight, key)
-                if decided is not None:
-                    return self._saw(decided, sight)
+                found = None if key is None else self._cache.get(active.digest, key)
+                if found is not None:
+                    return active, Asked(found[0], sight, found[1])
             else:  # the cache was asked a moment ago
                 sight, key = look
             asked = await self._evaluated(sight, key, deadline)
             if active is self._decides(case) and self._still_true(asked):
-                self._keep(active, asked)
-                return self._saw(self._conclude(case, active, asked), asked.sight)
+                return active, asked
         refusal = Refusal("policy_timeout", "the facts changed faster than the policy could answer", "send again")
-        return self._refuse(case, self._decides(case), refusal, _Asked(refusal))
+        return self._decides(case), Asked(refusal)
 
     def _decides(self, case: Case) -> Active:
         """The constitution that decides on a message."""
@@ -277,7 +290,7 @@ class Admission:
             self.trial.saw(decided, sight)
         return decided
 
-    def _keep(self, active: Active, asked: _Asked) -> None:
+    def _keep(self, active: Active, asked: Asked) -> None:
         """Caches a ruling whose decision is put next, so that whoever cites it cites a record."""
         if asked.key is not None and asked.decision_id is not None and isinstance(asked.ruling, Ruling):
             self._cache.put(active.digest, asked.key, asked.ruling, asked.decision_id)
@@ -293,7 +306,7 @@ class Admission:
         key = reading.key(sight, payload)
         return key if len(key) <= KEY_BYTES_MAX else sha256(key).digest()
 
-    def _still_true(self, asked: _Asked) -> bool:
+    def _still_true(self, asked: Asked) -> bool:
         """Whether the facts that this answer can depend on are as they were when it was asked."""
         sight = asked.sight
         if sight is None or not sight.active.reading.fact_scopes:
@@ -301,7 +314,7 @@ class Admission:
         reading = sight.active.reading
         return reading.facts_key(self._look(sight.case, sight.active)) == reading.facts_key(sight)
 
-    async def _evaluated(self, sight: Sight, key: bytes | None, deadline: float) -> _Asked:
+    async def _evaluated(self, sight: Sight, key: bytes | None, deadline: float) -> Asked:
         """Asks the engine; one at a time where messages share facts that the policy reads.
 
         An answer that was overtaken by other facts has to be asked for again: in turn, none is overtaken twice.
@@ -314,22 +327,22 @@ class Admission:
             try:
                 async with asyncio.timeout(deadline - self._clock.monotonic()):
                     for owner in sorted({names[scope] for scope in read}):
-                        await stack.enter_async_context(_Held(self._locks, owner))
+                        await stack.enter_async_context(Held(self._locks, owner))
             except TimeoutError:
-                return _Asked(_timed_out("the policy was busy with messages that share facts with this one"), sight)
+                return Asked(_timed_out("the policy was busy with messages that share facts with this one"), sight)
             sight = self._look(sight.case, sight.active)
             return await self._asked(sight, self._key(sight) if key is not None else None, deadline)
 
-    async def _asked(self, sight: Sight, key: bytes | None, deadline: float) -> _Asked:
+    async def _asked(self, sight: Sight, key: bytes | None, deadline: float) -> Asked:
         """One evaluation for all that ask the same at the same time. Errors are shared with them, and not kept."""
         if key is None:
             answer, us = await self._ask(sight, deadline)
-            return _Asked(answer, sight, None, us)
+            return Asked(answer, sight, None, us)
         digest = sight.active.digest
         while True:
             found = self._cache.get(digest, key)
             if found is not None:
-                return _Asked(found[0], sight, found[1])
+                return Asked(found[0], sight, found[1])
             flight = self._flights.get((digest, key))
             if flight is None:
                 return await self._fly(sight, key, deadline)
@@ -337,11 +350,11 @@ class Admission:
                 async with asyncio.timeout(deadline - self._clock.monotonic()):
                     landed = await asyncio.shield(flight)
             except TimeoutError:
-                return _Asked(_timed_out("another message that asks the same was slow to decide"), sight)
+                return Asked(_timed_out("another message that asks the same was slow to decide"), sight)
             if landed is not None:
-                return _Asked(landed[0], sight, landed[1])
+                return Asked(landed[0], sight, landed[1])
 
-    async def _fly(self, sight: Sight, key: bytes, deadline: float) -> _Asked:
+    async def _fly(self, sight: Sight, key: bytes, deadline: float) -> Asked:
         name = (sight.active.digest, key)
         flight: asyncio.Future[tuple[Ruling | Refusal, str, int] | None] = asyncio.get_running_loop().create_future()
         self._flights[name] = flight
@@ -353,7 +366,7 @@ class Admission:
             del self._flights[name]
             if not flight.done():  # cancelled: those who waited ask for themselves
                 flight.set_result(None)
-        return _Asked(answer, sight, None, us, key, decision_id)
+        return Asked(answer, sight, None, us, key, decision_id)
 
     async def _ask(self, sight: Sight, deadline: float) -> tuple[Ruling | Refusal, int]:
         envelope = sight.case.addressed.envelope
@@ -369,7 +382,10 @@ class Admission:
 
     # --- the answer ------------------------------------------------------------------------------------------------
 
-    def _conclude(self, case: Case, active: Active, asked: _Asked) -> Decided:
+    def _conclude(
+        self, case: Case, active: Active, asked: Asked, changed: tuple[list[Added], list[FactChange]] | None = None
+    ) -> Decided:
+        """`changed` is what it changes in facts, where that was done already."""
         answer = asked.ruling
         if isinstance(answer, Refusal):
             return self._refuse(case, active, answer, asked)
@@ -379,14 +395,16 @@ class Admission:
         if answer.obligations and (refusal := deliver_elsewhere(answer, case.addressed.recipient.id)) is not None:
             return self._refuse(case, active, refusal, asked)
         hold = answer.hold if any(hold.missing(case.approvals) for hold in answer.hold) else ()
-        envelope = case.addressed.envelope
-        changed = (
-            self.facts.change(envelope.id, case.added, () if hold else answer.remember, self._owners(case))
-            if answer.remember or case.added
-            else ([], [])
-        )
-        if isinstance(changed, Refusal):
-            return self._refuse(case, active, changed, asked)
+        if changed is None:
+            envelope = case.addressed.envelope
+            tried = (
+                self.facts.change(envelope.id, case.added, () if hold else answer.remember, self._owners(case))
+                if answer.remember or case.added
+                else ([], [])
+            )
+            if isinstance(tried, Refusal):
+                return self._refuse(case, active, tried, asked)
+            changed = tried
         added, changes = changed
         sender_n = self._count(case, changes, sent=not hold and not case.counted)
         return self._allow(case, active, asked, answer, hold, sender_n, added, changes)
@@ -395,7 +413,7 @@ class Admission:
         self,
         case: Case,
         active: Active,
-        asked: _Asked,
+        asked: Asked,
         answer: Ruling,
         waits: tuple[Hold, ...],
         sender_n: int,
@@ -444,7 +462,7 @@ class Admission:
             waits,
         )
 
-    def _refuse(self, case: Case, active: Active, refusal: Refusal, asked: _Asked) -> Decided:
+    def _refuse(self, case: Case, active: Active, refusal: Refusal, asked: Asked) -> Decided:
         changes: list[FactChange] = []
         sender_n = self._count(case, changes, refused=case.first)
         reasons = refusal.reasons or (Reason("", refusal.code, refusal.message, refusal.remedy),)
@@ -481,6 +499,24 @@ class Admission:
         changed = self.facts.change(case.addressed.envelope.id, case.added, (), self._owners(case))
         return [] if isinstance(changed, Refusal) else changed[1]
 
+    async def fact_rows(self) -> dict[tuple[str, str], list[FactChange]]:
+        """The facts that are kept elsewhere than in the ledger, by owner. Raises: TransportAway."""
+        return {}
+
+    def unrecorded(self, message_id: str, decided: Decided) -> None:
+        """A first decision could not be recorded: for whom it concerns that facts were changed with it elsewhere."""
+
+    def ended(self, message_id: str) -> None:
+        """A message that has changed facts has ended, and is not decided again."""
+
+    async def put_fact(self, scope: str, name: str, key: str, value: str | float) -> list[FactChange] | Refusal:
+        """An operator's fact. Raises: ValueError; TransportAway."""
+        return self.facts.put(scope, name, key, value)
+
+    async def remove_fact(self, scope: str, name: str, key: str) -> list[FactChange]:
+        """Raises: KeyError; TransportAway."""
+        return self.facts.remove(scope, name, key)
+
     def _count(self, case: Case, changes: list[FactChange], *, sent: bool = False, refused: bool = False) -> int:
         """The bus's own counters: every decision of a sender, first accepts and first refusals.
 
@@ -503,15 +539,15 @@ class Admission:
         return number
 
 
-class _Held:
+class Held:
     """A lock by owner that exists while somebody wants it."""
 
-    def __init__(self, locks: dict[tuple[str, str], _Lock], owner: tuple[str, str]) -> None:
+    def __init__(self, locks: dict[tuple[str, str], Lock], owner: tuple[str, str]) -> None:
         self._locks = locks
         self._owner = owner
 
     async def __aenter__(self) -> None:
-        entry = self._locks.setdefault(self._owner, _Lock())
+        entry = self._locks.setdefault(self._owner, Lock())
         entry.users += 1
         try:
             await entry.lock.acquire()
@@ -524,7 +560,7 @@ class _Held:
         entry.lock.release()
         self._leave(entry)
 
-    def _leave(self, entry: _Lock) -> None:
+    def _leave(self, entry: Lock) -> None:
         entry.users -= 1
         if not entry.users:
             del self._locks[self._owner]

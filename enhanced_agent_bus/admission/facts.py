@@ -51,6 +51,14 @@ Values = dict[str, int]  # a set: each value with how many messages added it
 Added = tuple[str, str, str, str | int | float | None, int | None]  # scope, owner, key, value, add
 
 
+class Planned(NamedTuple):
+    """A change that is worked out and not made yet."""
+
+    added: list[Added]
+    changes: list[FactChange]
+    touched: Mapping[tuple[str, str], dict[str, Number | Values]]  # the owners' facts as they are after it
+
+
 @dataclass(slots=True)
 class Owner:
     """All facts about one agent, conversation or tenant."""
@@ -127,6 +135,16 @@ class FactBook:
 
         `owners` maps the policy's scopes to (scope, owner). Returns what was added, and the rows that changed.
         """
+        planned = self.plan(author, before, remember, owners)
+        if isinstance(planned, Refusal):
+            return planned
+        self.take(planned)
+        return planned.added, planned.changes
+
+    def plan(
+        self, author: str, before: Sequence[Added], remember: Sequence[Remember], owners: Mapping[str, tuple[str, str]]
+    ) -> Planned | Refusal:
+        """What `change` would do."""
         touched: dict[tuple[str, str], dict[str, Number | Values]] = {}
         keys: set[tuple[str, str, str]] = set()
 
@@ -149,10 +167,19 @@ class FactBook:
         changes = [
             FactChange(scope, name, key, written(touched[scope, name].get(key))) for scope, name, key in sorted(keys)
         ]
-        for (scope, name), facts in touched.items():
+        return Planned(added, changes, touched)
+
+    def take(self, planned: Planned) -> None:
+        """Makes a change that was worked out on the facts as they still are."""
+        for (scope, name), facts in planned.touched.items():
             self.owner(scope, name).facts = facts
-        self.pin(changes)
-        return added, changes
+        self.pin(planned.changes)
+
+    def adopt(self, scope: str, name: str, facts: dict[str, Number | Values]) -> None:
+        """These are the facts of an owner now; the bus's own counters stay."""
+        owner = self._owners.get((scope, name))
+        if owner is not None:
+            owner.facts = facts
 
     def pin(self, changes: Sequence[FactChange]) -> None:
         """Keeps the owners of these changes in memory until they are durable."""
@@ -163,23 +190,35 @@ class FactBook:
 
     def put(self, scope: str, name: str, key: str, value: str | float) -> list[FactChange] | Refusal:
         """An operator's fact. Raises: ValueError, for text that cannot be kept (lone surrogates)."""
+        planned = self.plan_put(scope, name, key, value)
+        if isinstance(planned, Refusal):
+            return planned
+        self.take(planned)
+        return planned.changes
+
+    def remove(self, scope: str, name: str, key: str) -> list[FactChange]:
+        """Raises: KeyError, when there is no such fact."""
+        planned = self.plan_removal(scope, name, key)
+        self.take(planned)
+        return planned.changes
+
+    def plan_put(self, scope: str, name: str, key: str, value: str | float) -> Planned | Refusal:
+        """What `put` would do. Raises: ValueError."""
         for text in (name, key, *([value] if isinstance(value, str) else [])):
             text.encode()
         facts = copied(self.owner(scope, name).facts)
         refusal = put_in(facts, Remember("sender", key, value), "")
-        return refusal if refusal is not None else self._take(scope, name, key, facts)
+        return refusal if refusal is not None else _one(scope, name, key, facts)
 
-    def remove(self, scope: str, name: str, key: str) -> list[FactChange]:
-        """Raises: KeyError, when there is no such fact."""
+    def plan_removal(self, scope: str, name: str, key: str) -> Planned:
+        """What `remove` would do. Raises: KeyError."""
         facts = copied(self.owner(scope, name).facts)
         del facts[key]
-        return self._take(scope, name, key, facts)
+        return _one(scope, name, key, facts)
 
-    def _take(self, scope: str, name: str, key: str, facts: dict[str, Number | Values]) -> list[FactChange]:
-        self.owner(scope, name).facts = facts
-        changes = [FactChange(scope, name, key, written(facts.get(key)))]
-        self.pin(changes)
-        return changes
+
+def _one(scope: str, name: str, key: str, facts: dict[str, Number | Values]) -> Planned:
+    return Planned([], [FactChange(scope, name, key, written(facts.get(key)))], {(scope, name): facts})
 
 
 def copied(facts: Mapping[str, Number | Values]) -> dict[str, Number | Values]:

@@ -9,7 +9,7 @@ import typer
 
 from enhanced_agent_bus.cli.faults import CliError, unknown_id
 from enhanced_agent_bus.cli.render import compact, echo, print_json, print_json_lines, print_table, safe
-from enhanced_agent_bus.cli.session import change, session_of
+from enhanced_agent_bus.cli.session import ask_running, change, session_of
 
 SCOPES = ("agent", "conversation", "tenant")
 Scope = Annotated[str, typer.Argument(metavar="SCOPE", help="agent, conversation or tenant.")]
@@ -37,14 +37,18 @@ def list_(
     ] = None,
     owner: Annotated[str | None, typer.Option(metavar="OWNER", help="Only of this one.")] = None,
 ) -> None:
-    """List facts; reads only.
+    """List facts; reads only. Of several nodes, the facts that they share while this one runs.
 
     Example: eab facts list --scope agent --owner desk
     """
     from enhanced_agent_bus.cli.reading import facts
 
     session = session_of(context)
-    rows = facts(session.existing_home(), None if scope is None else _scope(scope), owner)
+    home, kind = session.existing_home(), None if scope is None else _scope(scope)
+    asked = {name: value for name, value in (("scope", kind), ("owner", owner)) if value is not None}
+    rows = ask_running(home, "facts", asked)
+    if rows is None:
+        rows = facts(home, kind, owner)
     if session.json:
         print_json_lines(rows)
         return

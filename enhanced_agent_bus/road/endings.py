@@ -135,6 +135,8 @@ class Endings:
             self._desk.admission.facts.durable(facts)
             if outcome is not None:
                 self._ended(parcel, outcome)
+                if parcel.added and outcome.state != "dead_lettered":
+                    self._desk.admission.ended(parcel.envelope.id)
                 if parcel.arrival is not None and self.tell_node is not None:
                     self.tell_node(parcel, outcome, seq)
         written.settle(seq, failure)

@@ -424,7 +424,10 @@ class Inbox:
             return True
         parcel.attempts, parcel.error, parcel.reply_id = notice.attempts, notice.error, notice.reply_id
         parcel.ended_by = {"origin": notice.origin, "seq": notice.seq}
-        await self._endings.end(parcel, notice.state, notice.code, error=notice.error).wait()
+        if notice.state == "refused" and not notice.attempts:  # no handler has seen it
+            await self._rescue.refuse(parcel, self._rescue.case_of(parcel), notice.code).wait()
+        else:
+            await self._endings.end(parcel, notice.state, notice.code, error=notice.error).wait()
         return True
 
     async def _reply(self, envelope: Envelope, ticket: Ticket, handed: Handed) -> bool:

@@ -142,13 +142,13 @@ class Rescue:
         self.refuse(parcel, case, decided.code)
         return False
 
-    def refuse(self, parcel: Parcel, case: Case, code: str | None) -> None:
+    def refuse(self, parcel: Parcel, case: Case, code: str | None) -> Written:
         """Ends a message that waited, with a no; what it had added is taken back where no handler has seen it."""
         facts: Sequence[FactChange] = ()
         if not parcel.attempts:
             facts = self._desk.admission.take_back(case)
             parcel.added = ()
-        self._endings.end(parcel, "refused", code, facts=facts)
+        return self._endings.end(parcel, "refused", code, facts=facts)
 
     def case_of(self, parcel: Parcel) -> Case:
         envelope = parcel.envelope

@@ -322,6 +322,8 @@ class Sending:
         if error is not None:
             if post is not None:
                 post.mailbox.release()
+            if parcel.added and parcel.arrival is None:  # what came from elsewhere comes again
+                self._desk.admission.unrecorded(parcel.envelope.id, decided)
             written.settle(seq, error)
             return
         self._desk.stalled = False
