@@ -232,6 +232,10 @@ class AgentBus:
         """What decisions have remembered."""
         return self._loop.look(self._bus.facts, scope, owner)
 
+    def shared_facts(self, scope: str | None = None, owner: str | None = None) -> list[Fact]:
+        """The same, as all nodes of the bus have it now. Raises: TransportAway."""
+        return self._loop.run(self._bus.shared_facts, scope, owner)
+
     def put_fact(self, scope: str, owner: str, key: str, value: str | float) -> None:
         """An operator's fact, recorded. Raises: ValueError, when it cannot be."""
         self._loop.run(self._bus.put_fact, scope, owner, key, value)

@@ -89,6 +89,7 @@ class SharedFacts:
         """Nobody can have written anything about it yet."""
         if name not in self._known:
             self._keep(name, {"seq": 0, "scope": name[0], "owner": name[1], "facts": {}})
+            self._revisions[name] = 0
 
     def added(self, message_id: str) -> list[Added]:
         """What a message has added, as far as that is known."""
@@ -115,10 +116,11 @@ class SharedFacts:
 
     async def refresh(self) -> None:
         """Knows the newest change. Raises: TransportAway."""
-        item = await self._bucket.get(LAST)
+        item, _ = await asyncio.gather(self._bucket.get(LAST), self._bring())
         revision = 0 if item is None else item.revision
         if revision == self._revision:
             return
+        said: Mapping[str, Any]
         said = orjson.loads(item.value) if item is not None and item.value else {"seq": 0, "by": "", "set": []}
         if said["seq"] < self._seq:
             raise TransportAway("the shared facts were lost: the nodes of this bus have to be opened again")
