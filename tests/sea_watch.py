@@ -78,6 +78,7 @@ class NodeWatch:
         self._sea = sea
         self._name = name
         self.bus: AgentBus | None = None
+        self.dies_on_reply: Callable[[], object] | None = None  # once, as soon as one from elsewhere is on its disk
 
     def open(self, size: int) -> None:
         self._sea.note(self._name, "opens with", size)
@@ -93,6 +94,10 @@ class NodeWatch:
         if entry.opening is not None:
             if entry.message_id in known:
                 sea.blame(f"{entry.message_id} was opened twice on {self._name}")
+            dies = self.dies_on_reply
+            if dies is not None and fields.get("why") == "receive" and entry.opening.envelope.type == "response":
+                self.dies_on_reply = None
+                dies()
             known[entry.message_id] = Known(entry.opening.envelope.digest, entry.opening.state)
         life = known.get(entry.message_id)
         if life is None:

@@ -13,6 +13,8 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
+import orjson
+
 from enhanced_agent_bus.admission.chain import Decided
 from enhanced_agent_bus.admission.sight import Case
 from enhanced_agent_bus.delivery.parcel import Arrival, Parcel
@@ -443,6 +445,8 @@ class Inbox:
             if stored.state not in END_STATES:
                 await handed.again(LATER_SECONDS)
                 return False
+            if asked is not None and answered is not None and _answers(asked, envelope, answered):
+                await self._answered_before(asked, stored, answered, ticket)
             parcel = self._rescue.parcel_of(stored)
             outcome = Outcome(stored.state, stored.attempts, stored.code)  # type: ignore[arg-type]
             node = ticket.origin.rpartition("/")[2]
@@ -471,6 +475,14 @@ class Inbox:
         outcome = Outcome("refused", 0, decided.code)
         await self._outbox.tell(reply.arrival.node, self._outbox.notice(reply, outcome, seq))
         return True
+
+    async def _answered_before(self, asked: Parcel, reply: StoredMessage, answered: Ended, ticket: Ticket) -> None:
+        """This process was killed between the record of a reply and the end of what it answers."""
+        allowed = orjson.loads(self._desk.ledger.record(reply.seq))["verdict"] == "allow"
+        asked.attempts, asked.reply_id = answered.attempts, reply.envelope.id if allowed else None
+        asked.ended_by = {"origin": ticket.origin, "seq": answered.seq}
+        code = None if allowed else "reply_refused"
+        await self._endings.end(asked, "delivered", code, duration_us=answered.duration_us).wait()
 
     async def _question(self, question: Question) -> bool:
         """Another node asks whether a message of ours is open."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from functools import partial
 from typing import Final
 
 import pytest
 
-from tests.sea import Sea
+from tests.sea import Node, Sea
 
 SEEDS: Final = 20
 
@@ -52,3 +53,18 @@ def test_seeds_of_several_nodes_for_long(seed: int, soak_seconds: float) -> None
         one_seed(number)
         if time.monotonic() > until:
             break
+
+
+def test_a_node_that_dies_between_a_reply_and_the_end_of_its_request_ends_it_later() -> None:
+    """The reply is on disk, what it answers is not ended: the letter comes again, and says how that ended."""
+    for seed in range(6):
+        sea = Sea(seed)
+        sea.storm.calm()
+        for node in sea.nodes:
+            node.watch.dies_on_reply = partial(_kill, node)
+        sea.run()
+        assert not sea.watch.found, sea.watch.story()
+
+
+def _kill(node: Node) -> None:
+    node.home.loop.create_task(node.kill())
