@@ -25,6 +25,7 @@ from enhanced_agent_bus.errors import ConfigInvalid, TransportAway
 from enhanced_agent_bus.transports.access import Access, plain, secrets_of
 
 CONNECT_SECONDS_MAX: Final = 5
+TRIES: Final = 4  # to hear why a server lets nobody in
 LET_GO_SECONDS_MAX: Final = 2.0
 RETRY_SECONDS: Final = (0.02, 2.0)  # first and longest pause between two attempts
 PENDING_BYTES: Final = 8 * 1024 * 1024  # on their way into the socket; beyond, whoever sends waits
@@ -214,7 +215,19 @@ class Line:
         self._of_connection = [self._loop.create_task(self._watch(client)), self._loop.create_task(self._talk(client))]
 
     async def _connect(self, server: SplitResult) -> Client:
-        """Raises: TransportAway, ConfigInvalid."""
+        """Raises: TransportAway, ConfigInvalid.
+
+        A server that lets nobody in says why and closes at once, which may take its words away: it is asked again.
+        """
+        for _ in range(TRIES):
+            try:
+                return await self._connect_once(server)
+            except (ConnectionResetError, nats.errors.UnexpectedEOF) as error:
+                last = error
+        raise self._refused(server, last)
+
+    async def _connect_once(self, server: SplitResult) -> Client:
+        """Raises: TransportAway, ConfigInvalid; ConnectionResetError and UnexpectedEOF, when nothing was said."""
         client, seen = Client(), list[Exception]()
         user, password = secrets_of(server)
 
@@ -257,7 +270,10 @@ class Line:
             guard()
         except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
             await _let_go(client)
-            raise self._refused(server, seen[-1] if seen else error) from None
+            first = seen[-1] if seen else error
+            if isinstance(first, ConnectionResetError | nats.errors.UnexpectedEOF):
+                raise first from None
+            raise self._refused(server, first) from None
         except asyncio.CancelledError:
             await _let_go(client)
             raise
