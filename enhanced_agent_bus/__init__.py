@@ -40,6 +40,7 @@ __all__ = [
     "Retry",
     "ShadowReport",
     "Status",
+    "Stopped",
     "StoreCorrupt",
     "StoreLocked",
     "Strategy",
@@ -87,6 +88,7 @@ if _typing.TYPE_CHECKING:
         Retention,
         ShadowReport,
         Status,
+        Stopped,
         Waiting,
     )
     from enhanced_agent_bus.ports import Gate
@@ -102,7 +104,7 @@ else:  # At run time each name is imported when it is first asked for (PEP 562):
     _OUTCOMES = (
         *("Activation", "AgentInfo", "Candidate", "DeadLetter", "Deliberated", "Divergence", "Drained"),
         *("Erasure", "Fact", "LegalHold", "Retention"),
-        *("Outcome", "Receipt", "Recovery", "ShadowReport", "NodeInfo", "Status", "Waiting"),
+        *("Outcome", "Receipt", "Recovery", "ShadowReport", "NodeInfo", "Status", "Stopped", "Waiting"),
     )
     _MODULES = {
         "Agent": "agent",

@@ -44,6 +44,7 @@ from enhanced_agent_bus.outcome import (
     Retention,
     ShadowReport,
     Status,
+    Stopped,
     Waiting,
     instant_of,
 )
@@ -75,6 +76,7 @@ from enhanced_agent_bus.road.replies import Replies
 from enhanced_agent_bus.road.rescue import Rescue
 from enhanced_agent_bus.road.sending import Sending
 from enhanced_agent_bus.road.shadowing import Shadowing, Spare
+from enhanced_agent_bus.road.stopping import Stopping
 from enhanced_agent_bus.road.witnessing import Witnessing
 from enhanced_agent_bus.routing.registry import Registry
 from enhanced_agent_bus.settings import Recovery as RecoverySettings
@@ -142,10 +144,12 @@ class AgentBus:
         self._erasing = Erasing(desk)
         replies = Replies(desk, self._endings, self._rescue, self._sending)
         self._deliberating = Deliberating(desk, self._endings, self._mailroom, self._rescue)
+        self._stopping = Stopping(desk, self._mailroom)
         self._nodes = None
         if joined is not None:
             stations = (desk, self._endings, self._mailroom, self._rescue, self._sending, replies, self.witnessing)
-            self._nodes = Nodes(joined, *stations, let_go=self._let_go)
+            shared = (self.charter, self._stopping, constitutions)
+            self._nodes = Nodes(joined, *stations, *shared, let_go=self._let_go)
         self._carriage = Carriage(desk, self._endings, self._mailroom, self._rescue, replies)
         self.watchdog = Watchdog(self._carriage.agent_of, note_blocked, self._was_blocked)
         self._blocked: deque[BlockedLoop] = deque(maxlen=BLOCKED_KEPT)
@@ -553,6 +557,30 @@ class AgentBus:
         self._desk.require_open()
         await self._erasing.release(of, name, reason=reason, by=by)
 
+    def stopped(self) -> list[Stopped]:
+        """What `stop_traffic` has stopped."""
+        return list(self._desk.stops)
+
+    async def stop_traffic(self, of: str, name: str = "", *, reason: str, by: str = "operator") -> Stopped:
+        """Stops an "agent", a "tenant" or "all", on every node, after a restart too, until `resume_traffic`; recorded.
+
+        New messages from or to it are refused (gate_refused, by the rule stopped); no handler starts for what waits;
+        handlers that run finish.
+        Raises: ValueError; AuditUnavailable; TransportAway, when it is stopped here and the other nodes are told later;
+        BusClosed.
+        """
+        self._desk.require_open()
+        return await self._stopping.stop(of, name, reason=reason, by=by)
+
+    async def resume_traffic(self, of: str, name: str = "", *, reason: str, by: str = "operator") -> None:
+        """Ends a stop, on every node: what waits goes on, decided anew; recorded.
+
+        Raises: KeyError, when it is not stopped; ValueError; AuditUnavailable; TransportAway, and it stays stopped;
+        BusClosed.
+        """
+        self._desk.require_open()
+        await self._stopping.resume(of, name, reason=reason, by=by)
+
     async def retention(self) -> Retention:
         """How long content is kept, and what is past its time."""
         self._desk.require_open()
@@ -578,6 +606,7 @@ class AgentBus:
             recovery_paused=self._desk.recoveries.paused,
             blocked=tuple(self._blocked),
             witnesses=tuple(self._witnesses.infos()),
+            stopped=tuple(self._desk.stops),
             nodes=tuple(self._nodes.roster.infos()) if self._nodes is not None else (),
         )
 
@@ -642,6 +671,10 @@ class AgentBus:
             seconds = self._desk.settings.delivery.drain_seconds if timeout is None else timeout
             self._closing = asyncio.create_task(self._close(seconds))
         return await asyncio.shield(self._closing)
+
+    async def under_one(self) -> bool:
+        """At start: whether this bus is under what the nodes that it joins are under; alone, or the first, not yet."""
+        return self._nodes is not None and await self._nodes.spread.take_first()
 
     # --- what agents call ------------------------------------------------------------------------------------------
 

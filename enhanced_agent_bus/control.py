@@ -285,6 +285,14 @@ async def _remove_legal_hold(bus: AgentBus, args: Arguments) -> None:
     await bus.remove_legal_hold(args.take("of", str), args.take("name", str), **_said(args))
 
 
+async def _stop_traffic(bus: AgentBus, args: Arguments) -> Json:
+    return plain(await bus.stop_traffic(args.take("of", str), args.take("name", str), **_said(args)))
+
+
+async def _resume_traffic(bus: AgentBus, args: Arguments) -> None:
+    await bus.resume_traffic(args.take("of", str), args.take("name", str), **_said(args))
+
+
 def _said(args: Arguments) -> dict[str, str]:
     return {"reason": args.take("reason", str), "by": args.take("by", str)}
 
@@ -319,6 +327,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "remove_legal_hold": _remove_legal_hold,
     "reject": _reject,
     "replay": _replay,
+    "resume_traffic": _resume_traffic,
     "retention": _retention,
     "roll_back": _roll_back,
     "rotate_key": _rotate_key,
@@ -328,6 +337,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "shadow_status": _shadow_status,
     "shadow_stop": _shadow_stop,
     "status": _status,
+    "stop_traffic": _stop_traffic,
     "trust_agent": _trust_agent,
     "witness": _witness,
     "witnessed": _witnessed,

@@ -197,6 +197,17 @@ class LegalHold:
 
 
 @dataclass(frozen=True, slots=True)
+class Stopped:
+    """What was stopped until somebody resumes it: an agent, a tenant, or all (then `name` is empty)."""
+
+    of: str  # agent, tenant or all
+    name: str
+    reason: str
+    by: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Retention:
     """How many days content is kept (0: for good), and how much of it is past its time and not erased yet."""
 
@@ -335,4 +346,5 @@ class Status:
     recovery_paused: bool = False
     blocked: tuple[BlockedLoop, ...] = ()  # the newest times that the event loop stood still, oldest first
     witnesses: tuple[WitnessInfo, ...] = ()
+    stopped: tuple[Stopped, ...] = ()  # from or to what no message goes
     nodes: tuple[NodeInfo, ...] = ()  # where the bus has more than this one

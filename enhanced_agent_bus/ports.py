@@ -560,7 +560,7 @@ class Conflict(Exception):
 
 
 #: Each bucket that a bus opens. A node is allowed these on a server (`eab nats permissions`), and no other.
-BUCKETS: Final = ("agents", "bus", "checkpoints", "facts", "nodes")
+BUCKETS: Final = ("agents", "bundles", "bus", "checkpoints", "constitution", "facts", "nodes", "stops")
 
 
 class Bucket(Protocol):

@@ -45,6 +45,7 @@ from enhanced_agent_bus import (
     Retry,
     ShadowReport,
     Status,
+    Stopped,
     Waiting,
 )
 from enhanced_agent_bus.ports import Clock
@@ -270,6 +271,18 @@ class AgentBus:
         Raises: KeyError, when nothing is recorded of it.
         """
         return self._loop.run(self._bus.erase, of, name, reason=reason, by=by)
+
+    def stopped(self) -> list[Stopped]:
+        """What `stop_traffic` has stopped."""
+        return self._loop.look(self._bus.stopped)
+
+    def stop_traffic(self, of: str, name: str = "", *, reason: str, by: str = "operator") -> Stopped:
+        """Stops an "agent", a "tenant" or "all", on every node. Raises: ValueError; TransportAway."""
+        return self._loop.run(self._bus.stop_traffic, of, name, reason=reason, by=by)
+
+    def resume_traffic(self, of: str, name: str = "", *, reason: str, by: str = "operator") -> None:
+        """Ends a stop, on every node. Raises: KeyError, when it is not stopped; ValueError; TransportAway."""
+        self._loop.run(self._bus.resume_traffic, of, name, reason=reason, by=by)
 
     def legal_holds(self) -> list[LegalHold]:
         """What must be kept."""

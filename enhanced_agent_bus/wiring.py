@@ -152,7 +152,8 @@ async def _build(
     )
     if place is not None:
         _require_mark(place, ledger)
-    await _choose_constitution(bus, ledger, settings)
+    if not await bus.under_one():
+        await _choose_constitution(bus, ledger, settings)
     if settings.strict and isinstance(witnesses, Keeper) and not await witnesses.first():
         why = "; ".join(f"{info.witness}: {info.error or 'no answer'}" for info in witnesses.infos())
         raise ConfigInvalid(

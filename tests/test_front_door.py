@@ -32,6 +32,7 @@ PROMISED: Final = frozenset(
 #: What operators' lists are made of.
 LISTED: Final = frozenset(
     {"AgentInfo", "Candidate", "Deliberated", "Divergence", "Fact", "NodeInfo", "Recovery", "ShadowReport", "Waiting"}
+    | {"Stopped"}
     | {"Erasure", "LegalHold", "Retention"}
 )
 PUBLIC: Final = sorted(PROMISED | LISTED)

@@ -192,6 +192,9 @@ class VirtualGate:
 class _Kept(Constitutions):
     """Loaded by name, and by digest later: no folder, no checks."""
 
+    async def bundle(self, digest: str) -> bytes:
+        return digest.encode()
+
     async def prepare(self, path: Path) -> Loaded:
         return await self._engine.load(path)
 
@@ -276,7 +279,7 @@ class VirtualHome:
         active = ledger.setting("constitution")
         if active is None:
             await bus.charter.take(self._first, given=True)
-        else:
+        if not await bus.under_one() and active is not None:
             kept = orjson.loads(active)
             await bus.charter.resume(kept["digest"], kept["source"])
         await bus.start()

@@ -6,6 +6,7 @@ after reads the bundle.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -120,6 +121,10 @@ class Constitutions:
         mark = self._marks.read_mark()
         if loaded.signed and (mark is None or loaded.revision > mark["revision"]):
             self._marks.write_mark({"revision": loaded.revision, "digest": loaded.digest})
+
+    async def bundle(self, digest: str) -> bytes:
+        """The bundle of one that was activated here."""
+        return await asyncio.to_thread((self._folder / f"{digest}.tar.gz").read_bytes)
 
     async def load(self, digest: str, source: str) -> Loaded:
         """A constitution that was activated before, from what is kept. Raises: ConstitutionRejected."""

@@ -38,6 +38,7 @@ from enhanced_agent_bus.cli import (
     run,
     send,
     state,
+    stop,
 )
 from enhanced_agent_bus.cli.program import program
 from enhanced_agent_bus.cli.render import echo
@@ -57,7 +58,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (demo, init, run, send, state, doctor, console, bench):
+for module in (demo, init, run, send, state, stop, doctor, console, bench):
     module.add_to(app)
 policy.app.command("sign")(policy_sign.sign)
 audit.app.command("prove")(audit_prove.prove)

@@ -70,6 +70,8 @@ def one(connection: sqlite3.Connection, query: str, values: Sequence[object] = (
 
 def status_at_rest(home: Path) -> dict[str, Json]:
     """`Status` as the home has it; what was being handled when the process ended counts as queued."""
+    from enhanced_agent_bus.admission.stops import SETTING as STOPS
+    from enhanced_agent_bus.admission.stops import Stops
     from enhanced_agent_bus.control import plain
 
     with database(home) as connection:
@@ -82,6 +84,7 @@ def status_at_rest(home: Path) -> dict[str, Json]:
         candidate = json.loads(one(connection, sql.SETTING, ("rollout",)) or "null")
         paused = one(connection, sql.SETTING, ("recovery.paused",)) == "1"
         agents = sum(row.live for row in _agents(connection))
+        stops = Stops(one(connection, sql.SETTING, (STOPS,)))
     return {
         "accounting": json.loads(accounting),
         "security_state": json.loads(last)["security_state"] if last is not None else [],
@@ -101,6 +104,7 @@ def status_at_rest(home: Path) -> dict[str, Json]:
         "recovery_paused": paused,
         "witnesses": plain(standing(home)),
         "nodes": [],  # who is there, only a running one hears
+        "stopped": plain(list(stops)),
     }
 
 

@@ -9,6 +9,7 @@ import typer
 from enhanced_agent_bus.cli.program import named
 from enhanced_agent_bus.cli.render import echo, print_json, print_pairs, print_table
 from enhanced_agent_bus.cli.session import Session, ask_running, held_up, session_of
+from enhanced_agent_bus.cli.stop import in_words
 
 
 def add_to(app: typer.Typer) -> None:
@@ -56,6 +57,7 @@ def _show_status(session: Session, document: dict[str, Any]) -> None:
             ("engine", " ".join(str(engine[key]) for key in ("name", "opa") if engine.get(key))),
             ("agents", document["agents"]),
             ("records", document["records"]),
+            *_stopped(document),
             *_recovering(document),
             ("weakenings", ", ".join(document["security_state"]) or "none"),
             *_witnessed(document),
@@ -105,6 +107,14 @@ def _tried(document: dict[str, Any]) -> list[tuple[str, str]]:
     if document.get("shadow"):
         found.append(("shadow", document["shadow"]))
     return found
+
+
+def _stopped(document: dict[str, Any]) -> list[tuple[str, str]]:
+    """From or to what no message goes."""
+    return [
+        ("STOPPED", f"{in_words(one['of'], one['name'])}, by {one['by']} since {one['since']}: {one['reason']}")
+        for one in document.get("stopped") or []
+    ]
 
 
 def _recovering(document: dict[str, Any]) -> list[tuple[str, str]]:

@@ -108,6 +108,9 @@ class Carriage:
             if self._desk.clock.now_us() >= parcel.expires_us:
                 self._endings.end(parcel, "expired", "expired")
                 return
+            if self._desk.stops.find(parcel.envelope) is not None:
+                self._mailroom.undecided(parcel)
+                return
             if parcel.interrupted and not self._rescue.goes_on(post, parcel):
                 return
             recorded = parcel.recorded
@@ -192,7 +195,8 @@ class Carriage:
 
     def _still(self, admitted: Admitted) -> bool:
         """Whether the constitution of a ticket decides yet: a handler may have waited for a thread."""
-        return self._desk.admission.digest_for(admitted.envelope.conversation) == admitted.constitution
+        decides = self._desk.admission.digest_for(admitted.envelope.conversation) == admitted.constitution
+        return decides and self._desk.cut_off() is None and self._desk.stops.find(admitted.envelope) is None
 
     async def stop(self, seconds: float) -> None:
         """Ends the workers; a handler that does not stop in this time is left to its own."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +39,8 @@ class Charter:
         self._activating = asyncio.Lock()
         self._settling: asyncio.Future[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()  # roll-outs that are being taken back by themselves
+        self.known: Callable[[], object] = _nothing  # what the nodes are under as an activation begins
+        self.agree: Callable[[Loaded, object], Awaitable[None]] | None = None  # makes it that of the other nodes first
 
     async def take(self, path: Path, *, given: bool, percent: int = WHOLE, limits: Limits | None = None) -> Activation:
         """Activates; `given` when it is the settings that name the path (at the next start only a change counts).
@@ -77,8 +79,11 @@ class Charter:
     async def _activate(self, path: Path, percent: int, limits: Limits, *, given: bool) -> Activation:
         before, out = self._desk.admission.current, self._desk.admission.rollout
         self._require_able(percent)
+        shared = self.known()
         try:
             loaded = await self._constitutions.prepare(path)
+            if self.agree is not None:
+                await self.agree(loaded, shared)
         except ConstitutionRejected as error:
             await self._note_rejected(path, error, given=given)
             raise
@@ -90,6 +95,26 @@ class Charter:
             return Activation(loaded.digest, loaded.revision)
         await self._roll_out(loaded, percent, limits)
         return Activation(loaded.digest, loaded.revision, percent)
+
+    async def follow(self, path: Path, digest: str, source: str, origin: str) -> None:
+        """Takes over what another node has activated. Raises: ConstitutionRejected, also where it is another one."""
+        async with self._turn():
+            current, out = self._desk.admission.current, self._desk.admission.rollout
+            if current is not None and current.digest == digest:
+                return
+            found = await self._constitutions.identify(path)
+            if found != digest:
+                what = f"what the nodes were given as {digest} is {found}"
+                raise ConstitutionRejected(what, reason="invalid", remedy="activate it again", digest=digest)
+            loaded = await self._constitutions.prepare(path)
+            if out is not None:
+                await self._take_back(out, "replaced")
+            await self._adopt(replace(loaded, source=source), "activated", {}, origin)
+
+    async def note_rejected(self, digest: str, error: ConstitutionRejected, origin: str) -> None:
+        """Records why this node cannot take over what another one has activated. Raises: AuditUnavailable."""
+        fields = {**_rejected(error), "digest": digest, "origin": origin}
+        await self._desk.write(Entry("policy", fields))
 
     async def resume(self, digest: str, source: str) -> None:
         """At start: the constitution that was active decides again. Raises: ConstitutionRejected."""
@@ -126,16 +151,7 @@ class Charter:
         log.warning("note: %s", " ".join(f"{message} ({error.reason}); {on}".split()))
 
     async def _note_rejected(self, path: Path, error: ConstitutionRejected, *, given: bool) -> None:
-        details = [{key: str(value)[:150] for key, value in item.items()} for item in error.details[:10]]
-        fields = {
-            "event": "rejected",
-            "digest": error.digest,
-            "revision": error.revision,
-            "reason": error.reason,
-            "details": details or [{"message": error.message[:300]}],
-            "path": str(path),
-        }
-        await self._note_not_taken(fields, given=given)
+        await self._note_not_taken({**_rejected(error), "path": str(path)}, given=given)
 
     async def _note_not_taken(self, fields: Mapping[str, Any], *, given: bool) -> None:
         """Records it; of what the settings name not again at each start, while the same one decides."""
@@ -154,13 +170,15 @@ class Charter:
             fields = {"event": "unchanged", "digest": digest, "revision": active["revision"], "reason": None}
             await self._desk.write(Entry("policy", {**fields, "details": []}, settings={NOT_TAKEN: NONE}))
 
-    async def _adopt(self, loaded: Loaded, event: str, noted: dict[str, str]) -> None:
+    async def _adopt(self, loaded: Loaded, event: str, noted: dict[str, str], origin: str | None = None) -> None:
         """Records that a constitution takes over everywhere, then lets it decide.
 
         Here alone one becomes the active one, so here its revision becomes the highest: a candidate's does not.
         """
         before = self._desk.admission.current
         fields = {"event": event, "digest": loaded.digest, "revision": loaded.revision, "reason": None, "details": []}
+        if origin is not None:
+            fields["origin"] = origin
         if event != "unchanged":
             fault("policy.before_swap")
         self._constitutions.raise_mark(loaded)
@@ -183,7 +201,12 @@ class Charter:
     # --- a share of the conversations ------------------------------------------------------------------------------
 
     def _require_able(self, percent: int) -> None:
-        """Raises: ConfigInvalid, where the engine serves one constitution only."""
+        """Raises: ConfigInvalid, where there can be one constitution only."""
+        if percent < WHOLE and self.agree is not None:
+            raise ConfigInvalid(
+                "a bus of several nodes is under one constitution: nothing can be rolled out by percentage there",
+                remedy="try it with `eab policy shadow` or `eab policy backtest`, then activate it for all",
+            )
         if percent < WHOLE and self._engine.label.get("name") != EMBEDDED:
             raise ConfigInvalid(
                 "an OPA server serves one bundle, so nothing can be rolled out by percentage with policy.engine set",
@@ -251,13 +274,13 @@ class Charter:
         found.reverse()
         return found
 
-    async def roll_back(self) -> Activation:
-        """On command: the active one decides everything again. Raises: KeyError, when nothing is being rolled out."""
+    async def roll_back(self, reason: str = "command") -> Activation:
+        """On command, say: the active one decides everything. Raises: KeyError, when nothing is being rolled out."""
         async with self._turn():
             out = self._desk.admission.rollout
             if out is None:
                 raise KeyError("nothing is being rolled out")
-            await self._take_back(out, "command")
+            await self._take_back(out, reason)
             active = self._desk.admission.active
             return Activation(active.digest, active.revision)
 
@@ -302,6 +325,22 @@ class Charter:
     async def close(self) -> None:
         """Waits for what is being taken back."""
         await asyncio.gather(*self._ending, return_exceptions=True)
+
+
+def _nothing() -> object:
+    """A bus of one node asks nobody."""
+    return None
+
+
+def _rejected(error: ConstitutionRejected) -> dict[str, Any]:
+    details = [{key: str(value)[:150] for key, value in item.items()} for item in error.details[:10]]
+    return {
+        "event": "rejected",
+        "digest": error.digest,
+        "revision": error.revision,
+        "reason": error.reason,
+        "details": details or [{"message": error.message[:300]}],
+    }
 
 
 def fault(name: str) -> None:

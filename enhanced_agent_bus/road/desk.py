@@ -15,6 +15,8 @@ from pydantic import BaseModel
 from enhanced_agent_bus.admission.chain import Admission, Decided
 from enhanced_agent_bus.admission.draft import Shape
 from enhanced_agent_bus.admission.seal import Randomness
+from enhanced_agent_bus.admission.stops import SETTING as STOPS
+from enhanced_agent_bus.admission.stops import Stops
 from enhanced_agent_bus.delivery.mailbox import Mailbox
 from enhanced_agent_bus.delivery.parcel import Parcel
 from enhanced_agent_bus.delivery.runner import Handler
@@ -33,6 +35,7 @@ from enhanced_agent_bus.settings import Settings
 from enhanced_agent_bus.verdict import Party, Recorded, Refusal
 
 RECORD_SECONDS_MAX: Final = 10.0  # how long a send waits for the disk
+TAKE_OVER_SECONDS_MAX: Final = 5.0  # and for a new constitution that other nodes have, before it is refused
 NOBODY: Final = Party("", "", (), (), "latest", {"id": "", "tenant": "", "roles": [], "capabilities": []})
 
 
@@ -152,6 +155,7 @@ class Desk:
         self.posts: dict[str, Post] = {}
         self.live: dict[str, Parcel] = {}  # accepted or held, and not ended
         self.holds = Holds(ledger.setting(SETTING))
+        self.stops = Stops(ledger.setting(STOPS))
         self.erasing: set[str] = set()  # whose content is going right now
         self.rising: set[str] = set()  # dead letters that are being replayed or discarded right now
         self.closed = False  # takes no more
@@ -159,8 +163,14 @@ class Desk:
         self.broken: BaseException | None = None
         self.stalled = False  # the last thing heard of the disk was a failure
         self.changed = asyncio.Event()
+        self.taking_over: asyncio.Future[None] | None = None  # other nodes are under another constitution already
         self.cut_off: Callable[[], Refusal | None] = _never_cut_off  # why nothing may be decided: other nodes are away
         ledger.on_failure = self.ledger_failed
+
+    async def taken_over(self) -> None:
+        """Once this node is under the constitution of the others, or will not be for now."""
+        if self.taking_over is not None:
+            await asyncio.wait([self.taking_over], timeout=TAKE_OVER_SECONDS_MAX)
 
     def post(self, agent_id: str) -> Post:
         post = self.posts.get(agent_id)

@@ -166,7 +166,7 @@ class Inbox:
     async def _message(self, agent_id: str, handed: Handed) -> bool:
         """True when the letter needs no more; a message that was taken in is settled when it has ended."""
         recipient = self._desk.registry.live(agent_id)
-        if recipient is None or self._desk.closed:
+        if recipient is None or self._desk.closed or self._desk.cut_off() is not None:
             await handed.again(LATER_SECONDS)
             return False
         try:
@@ -177,6 +177,9 @@ class Inbox:
         return await self._alone(envelope.id, handed, self._opened(recipient, envelope, ticket, handed))
 
     async def _opened(self, recipient: Party, envelope: Envelope, ticket: Ticket, handed: Handed) -> bool:
+        if self._desk.stops.find(envelope) is not None:
+            await handed.again(LATER_SECONDS)  # it waits, as what was accepted here does
+            return False
         live = self._desk.live.get(envelope.id)
         stored = self._desk.ledger.find(envelope.id)
         if live is not None or stored is not None:
@@ -269,7 +272,7 @@ class Inbox:
         if envelope.hops > hops_max and ticket.answers is None:  # a reply runs no handler: no hop limit
             why = f"{envelope.hops} hops, {hops_max} are allowed"
             return sender, Refusal("hop_limit", why, "break the loop of agents")
-        return sender, self._desk.cut_off()
+        return sender, self._desk.cut_off() or self._desk.stops.refusal(envelope)
 
     async def _known(
         self,
@@ -434,6 +437,9 @@ class Inbox:
 
     async def _reply(self, envelope: Envelope, ticket: Ticket, handed: Handed) -> bool:
         """What an agent elsewhere has answered: decided here before whoever asked is given it."""
+        if self._desk.cut_off() is not None:
+            await handed.again(LATER_SECONDS)
+            return False
         answered = ticket.answers
         asked = self._desk.live.get(envelope.cause or "")
         recipient = self._desk.registry.live(envelope.recipient) or NOBODY

@@ -49,6 +49,14 @@ class Mailroom:
         self._endings.watch(parcel)
         self._desk.changed.set()
 
+    def wake(self) -> None:
+        """What waits to be asked about again is asked now."""
+        for parcel in list(self._desk.live.values()):
+            if parcel.undecided and parcel.timer is not None and parcel.state == "retrying":
+                parcel.timer.cancel()
+                parcel.undecided = 0
+                self._due(parcel)
+
     def _due(self, parcel: Parcel) -> None:
         parcel.timer = None
         if not parcel.ending and not self._desk.closed:

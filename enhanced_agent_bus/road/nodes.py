@@ -8,10 +8,12 @@ from typing import Any
 
 import orjson
 
+from enhanced_agent_bus.admission.constitution import Constitutions
 from enhanced_agent_bus.delivery.parcel import Arrival, Parcel
 from enhanced_agent_bus.letters.dsse import Signs
 from enhanced_agent_bus.letters.keys import PublicKey, write_vkey
 from enhanced_agent_bus.ports import AgentRow, Entry, StoredMessage, Transport
+from enhanced_agent_bus.road.charter import Charter
 from enhanced_agent_bus.road.desk import Desk
 from enhanced_agent_bus.road.endings import Endings
 from enhanced_agent_bus.road.inbox import Inbox
@@ -21,8 +23,11 @@ from enhanced_agent_bus.road.replies import Replies
 from enhanced_agent_bus.road.rescue import Rescue
 from enhanced_agent_bus.road.roster import Roster
 from enhanced_agent_bus.road.sending import Sending
+from enhanced_agent_bus.road.spread import Spread
+from enhanced_agent_bus.road.stopping import Stopping
 from enhanced_agent_bus.road.vouching import PACE_SECONDS, VouchingNodes
 from enhanced_agent_bus.road.witnessing import Witnessing
+from enhanced_agent_bus.verdict import Refusal
 
 
 def _nothing() -> None:
@@ -54,6 +59,9 @@ class Nodes:
         sending: Sending,
         replies: Replies,
         witnessing: Witnessing,
+        charter: Charter,
+        stopping: Stopping,
+        constitutions: Constitutions,
         *,
         let_go: Callable[[str], None],
     ) -> None:
@@ -73,6 +81,11 @@ class Nodes:
         self._vouching = VouchingNodes(
             desk, joined.transport, signer, self.roster, witnessing, joined.newest, joined.pace_seconds
         )
+        self.spread = Spread(desk, charter, constitutions, joined.transport)
+        self._stopping = stopping
+        self.spread.look_first = stopping.look
+        charter.known = self.spread.known
+        self.roster.look = self.spread.look
         self._let_go = let_go
         self.roster.on_arrived = self._arrived
         self.roster.on_lost = self._lost
@@ -96,7 +109,14 @@ class Nodes:
 
     async def join(self) -> None:
         """Before anything is taken up: knows who is where when it returns. Raises: TransportAway; ConfigInvalid."""
+        await self._stopping.join(self._transport)
+        await self.spread.start()
         await self.roster.start()
+        self._desk.cut_off = self.cut_off
+
+    def cut_off(self) -> Refusal | None:
+        """Why this node decides nothing now."""
+        return self.roster.cut_off() or self.spread.cut_off() or self._stopping.cut_off()
 
     async def start(self) -> None:
         """Takes letters in from now on. Raises: TransportAway."""
@@ -109,6 +129,8 @@ class Nodes:
         await self._inbox.stop()
         await self._outbox.stop()
         await self._vouching.stop()
+        await self.spread.stop()
+        await self._stopping.leave()
         await self.roster.stop()
 
     async def register(self, row: AgentRow, *, shared: bool) -> str | None:

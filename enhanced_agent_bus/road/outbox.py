@@ -120,6 +120,9 @@ class Outbox:
 
     async def _hand_over(self, parcel: Parcel) -> None:
         if parcel.stored != "handed_over":  # it waited here until its recipient was somewhere
+            if self._desk.stops.find(parcel.envelope) is not None:
+                self._mailroom.undecided(parcel)
+                return
             parcel.state = "in_flight"  # in this task's hands: nobody else ends it
             if not await self._rescue.readmit(parcel):
                 return

@@ -249,6 +249,7 @@ class Rescue:
         case = self.case_of(parcel)
         case.ticket = ticket
         case.refusal = case.refusal or refusal
+        case.refusal = case.refusal or self._desk.stops.refusal(envelope)
         if not stored.has_content:
             case.refusal = Refusal(
                 "malformed", f"the payload of {envelope.id} is no longer kept", "discard it, or send it anew"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -109,6 +109,7 @@ class Roster:
         self._stops: list[Callable[[], None]] = []
         self._node_bucket: Bucket
         self._agent_bucket: Bucket
+        self.look: Callable[[], Awaitable[None]] = _nothing_to_see  # reads what all nodes decide by
         self.on_lost: Callable[[str], None] = _nobody_cares  # another node has taken one of ours over
         self.on_arrived: Callable[[str], None] = _nobody_cares  # an agent is somewhere where it was not
 
@@ -130,7 +131,6 @@ class Roster:
         self._revision = before.revision if before is not None else 0
         await self._renew()
         self._stops.append(await self._agent_bucket.watch(self._agent_told))
-        self._desk.cut_off = self.cut_off
         self._tasks.append(asyncio.create_task(self._keep_lease(), name="eab-lease"))
 
     async def stop(self) -> None:
@@ -166,6 +166,7 @@ class Roster:
     async def _renew(self) -> None:
         asked = self._desk.clock.monotonic()
         self._revision = await self._node_bucket.swap(self.node, self._entry(), self._revision)
+        await self.look()  # whoever comes back after its lease has read this before it decides
         self._renewed = asked
 
     def _entry(self, *, left: bool = False) -> bytes:
@@ -316,6 +317,10 @@ class Roster:
 def key_of(agent_id: str) -> str:
     """The key of an agent's registration: ids have dots in places where keys cannot."""
     return agent_id.replace(".", "=")
+
+
+async def _nothing_to_see() -> None:
+    """Before anything is shared."""
 
 
 def _nobody_cares(_agent_id: str) -> None:

@@ -107,6 +107,8 @@ class Sending:
         draft: Draft,
         replier: asyncio.Future[Message] | None,
     ) -> tuple[Receipt, Parcel | None]:
+        if self._desk.taking_over is not None:
+            await self._desk.taken_over()
         shaped = self._desk.shape.check(draft)
         if isinstance(shaped, Refusal):
             return await self.turn_away(message_id, sender, NOBODY, topic, draft, shaped)
@@ -227,7 +229,7 @@ class Sending:
         )
         if fresh:
             self._desk.admission.facts.owner("conversation", message_id, fresh="/" not in message_id)
-        refusal = self._desk.cut_off()
+        refusal = self._desk.cut_off() or self._desk.stops.refusal(envelope)
         if hops > self._desk.settings.limits.hops:
             refusal = Refusal(
                 "hop_limit", f"{hops} hops, {self._desk.settings.limits.hops} are allowed", "break the loop of agents"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from enhanced_agent_bus import AgentBus, AgentExists, NotDelivered, Retry
+from enhanced_agent_bus import AgentBus, AgentExists, Message, NotDelivered, Pass, Refusal, Retry
 from enhanced_agent_bus.ports import Letter
 from enhanced_agent_bus.transports.memory import open_memory
 from tests.developer import Doorman, Inbox, adds_up, ids, log, small_bus, until
@@ -90,25 +90,29 @@ async def seen(bus: AgentBus, *agents: str) -> None:
 
 
 async def test_the_receiver_decides_for_itself(tmp_path: Path, where: dict[str, Any]) -> None:
-    """What its own constitution refuses runs no handler there, and its sender hears by which code."""
-    other = tmp_path.with_name(f"{tmp_path.name}-other")
-    other.mkdir()
-    async with nodes(tmp_path, where, "a") as (a,), nodes(other, where, "b", rules={"quiet": QUIET}) as (b,):
+    """What is refused there runs no handler there, and its sender hears by which code."""
+    async with nodes(tmp_path, where, "a") as (a,), nodes(tmp_path, where, "b", gates=[Quiet()]) as (b,):
         inbox = Inbox()
         await b.register("booker", inbox, tenant="acme")
         desk = await a.register("desk", tenant="acme")
         receipt = await desk.send("booker", {"loud": True})
         assert receipt.ok
         outcome = await receipt.outcome(timeout=10)
-        assert (outcome.state, outcome.code) == ("refused", "policy_denied")
+        assert (outcome.state, outcome.code) == ("refused", "gate_refused")
         assert (await (await desk.send("booker", {})).outcome(timeout=10)).state == "delivered"
         assert len(inbox.got) == 1
         with pytest.raises(NotDelivered) as raised:
             await desk.request("booker", {"loud": True}, timeout=10)
-        assert raised.value.code == "policy_denied"
+        assert raised.value.code == "gate_refused"
 
 
-QUIET = "admit if not input.message.payload.loud"
+class Quiet:
+    """A gate of one node."""
+
+    name = "quiet"
+
+    async def check(self, message: Message) -> Pass | Refusal:
+        return Refusal("loud", "not so loud", "speak softly") if (message.payload or {}).get("loud") else Pass()
 
 
 async def test_what_fails_there_is_retried_and_replayed_there(tmp_path: Path, where: dict[str, Any]) -> None:

@@ -49,6 +49,8 @@ async def records(tmp_path: Path) -> list[dict[str, Any]]:
         await bus.add_legal_hold("conversation", "trip", reason="case 12")
         await bus.erase("message", done.message_id, reason="request 4711")
         await bus.rotate_key()
+        await bus.stop_traffic("all", reason="fire")
+        await bus.resume_traffic("all", reason="out")
     return log(home)
 
 

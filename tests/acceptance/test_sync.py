@@ -37,7 +37,7 @@ from tests.developer import PATIENT, adds_up, log
 from tests.support import write_constitution
 
 #: What the async bus has for its agents and for opening, and no program calls.
-INNER: Final = frozenset({"approve", "ask", "dispatch", "fan_out", "reject", "start", "unregister"})
+INNER: Final = frozenset({"approve", "ask", "dispatch", "fan_out", "reject", "start", "under_one", "unregister"})
 #: Holds what is above 100, until a boss has approved it, and refuses what is below 0.
 LARGE: Final = {
     "positive": "admit if input.message.payload.n >= 0",
