@@ -21,7 +21,7 @@ from enhanced_agent_bus.faultpoints import FaultPoints
 from enhanced_agent_bus.ports import Letter
 from enhanced_agent_bus.transports.memory import open_memory
 from enhanced_agent_bus.verdict import Remember
-from tests.acceptance.test_nodes import nodes, seen
+from tests.acceptance.test_nodes import Quiet, nodes, seen
 from tests.developer import Inbox, log, small_bus, until
 from tests.nats_server import NatsServer
 
@@ -175,19 +175,16 @@ async def test_a_message_counts_once_and_is_taken_back_as_on_one_node(tmp_path: 
 
 async def test_what_is_refused_where_it_arrives_is_taken_back(tmp_path: Path, network: dict[str, Any]) -> None:
     """Its sender's node had it counted; no handler has seen it."""
-    other = tmp_path.with_name(f"{tmp_path.name}-other")
-    other.mkdir()
-    loud = {"quiet": "admit if not input.message.payload.loud"}
     async with (
         nodes(tmp_path, network, "a", rules={"budget": BUDGET}) as (a,),
-        nodes(other, network, "b", rules=loud) as (b,),
+        nodes(tmp_path, network, "b", gates=[Quiet()]) as (b,),
     ):
         await b.register("booker", Inbox(), tenant="acme")
         desk = await a.register("desk", tenant="acme")
         await seen(a, "booker")
         receipt = await desk.send("booker", {"amount": 100, "loud": True})
         assert receipt.ok
-        assert (await receipt.outcome(timeout=10)).code == "policy_denied"
+        assert (await receipt.outcome(timeout=10)).code == "gate_refused"
         await until_spent(a, 0)
         assert (await desk.send("booker", {"amount": 100, "loud": False})).ok
 
