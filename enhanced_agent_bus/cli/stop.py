@@ -8,6 +8,7 @@ import typer
 
 from enhanced_agent_bus.cli.audit_erase import Reason, operator, require_reason
 from enhanced_agent_bus.cli.faults import CliError, unknown_id
+from enhanced_agent_bus.cli.reading import remembered_agents
 from enhanced_agent_bus.cli.render import echo, print_json, safe
 from enhanced_agent_bus.cli.session import change, session_of
 
@@ -40,6 +41,7 @@ def stop(
     of, name = _target(agent, tenant, everything=everything)
     require_reason(reason)
     session = session_of(context)
+    known = remembered_agents(session.existing_home())
     try:
         done = change(session, "stop_traffic", {"of": of, "name": name, "reason": reason, "by": operator()})
     except ValueError as error:
@@ -48,6 +50,8 @@ def stop(
         print_json(done)
         return
     echo(safe(f"stopped: {in_words(of, name)}"))
+    if of != "all" and name not in {agent["id" if of == "agent" else "tenant"] for agent in known}:
+        echo(safe(f"note: nobody is registered here with the {of} {name}; `eab agents` shows who is"), error=True)
     which = {"agent": f"--agent {name}", "tenant": f"--tenant {name}"}.get(of, "--all")
     echo(f"go on: {session.command(f'resume {which} --reason TEXT')}")
 

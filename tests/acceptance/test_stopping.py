@@ -185,5 +185,8 @@ async def test_the_command_stops_a_running_bus_and_a_resting_one(
     assert eab("--home", home, "stop", "--reason", "which?") == 2
     assert eab("--home", home, "stop", "--all", "--reason", " ") == 2
     assert eab("--home", home, "stop", "--agent", "No Name", "--reason", "x") == 2
+    capsys.readouterr()
+    assert eab("--home", home, "stop", "--agent", "bookr", "--reason", "x") == 0
+    assert "nobody is registered here with the agent bookr" in capsys.readouterr().err
     assert eab("--home", home, "stop", "--all", "--reason", "fire") == 0
     assert "the whole bus" in capsys.readouterr().out
