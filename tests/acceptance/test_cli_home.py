@@ -85,6 +85,7 @@ def home(filled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(filled, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EAB_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("EAB_POLICY__TIMEOUT_SECONDS", "10")  # a busy machine may take its time
     return tmp_path / "home"
 
 

@@ -181,7 +181,7 @@ async def test_cached_and_uncached_decisions_are_the_same(tmp_path: Path, seed: 
                     assert with_cache == without, (rules, message)
     decisions = log(tmp_path / "cached", "decision")
     hits = sum(record["cached_from"] is not None for record in decisions)
-    assert hits > len(decisions) / 10, "the messages are too different to try the cache"
+    assert hits > len(decisions) / 20, "the messages are too different to try the cache"
     verdicts = {record["verdict"] for record in decisions} | {record["code"] for record in decisions}
     assert verdicts >= {"allow", "refuse", "policy_denied"}
 
