@@ -33,6 +33,7 @@ from enhanced_agent_bus.ledger.home import Home, is_new, new_bus_id, new_node_id
 from enhanced_agent_bus.ledger.memory import MemoryLedger
 from enhanced_agent_bus.ledger.runs import NoRuns, Runs
 from enhanced_agent_bus.ledger.sqlite import SqliteLedger
+from enhanced_agent_bus.letters.dsse import bytes_max
 from enhanced_agent_bus.letters.keys import PublicKey, read_vkey
 from enhanced_agent_bus.observe.telemetry import listener_for
 from enhanced_agent_bus.outcome import BlockedLoop, WitnessInfo
@@ -199,6 +200,13 @@ async def _transport(stack: AsyncExitStack, settings: Settings) -> Transport | N
         tls_key=given.tls_key,
     )
     stack.push_async_callback(transport.close)
+    largest = bytes_max(settings.limits.payload_bytes)
+    if transport.bytes_max < largest:
+        raise ConfigInvalid(
+            f"with limits.payload_bytes = {settings.limits.payload_bytes} a letter may have {largest} bytes, and "
+            f"{transport.url} takes {transport.bytes_max}",
+            remedy="lower limits.payload_bytes, or raise max_payload on the server",
+        )
     return transport
 
 

@@ -49,6 +49,7 @@ class Held:
         self.letter = Letter(serving.box, header.partition("/")[2], message.data)
         self.times = times
         self.taken_us = number.taken_ns // 1000
+        self.number = number.stream
         self._serving = serving
         self._reply = message.reply
 
@@ -88,7 +89,7 @@ class Serving:
         self._certain_us = certain_us
         self._consumer = consumer_of(box)
         self._loop = asyncio.get_running_loop()
-        self._held: set[Held] = set()
+        self._held: dict[int, Held] = {}  # by number in the stream: what comes again takes the place that it had
         self._asked = 0  # of open pulls, and not yet come
         self._inbox = ""
         self._subscription: Subscription | None = None
@@ -121,7 +122,7 @@ class Serving:
         if self._ended:
             return
         self._ended = True
-        subscription, held = self._subscription, list(self._held)
+        subscription, held = self._subscription, list(self._held.values())
         self.down()
         if subscription is not None:
             with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
@@ -134,7 +135,7 @@ class Serving:
         try:
             await self._line.ask(reply, how)
         finally:
-            self._held.discard(held)
+            self._held.pop(held.number, None)
             self._pull_soon()
 
     def say(self, reply: str, what: bytes) -> None:
@@ -220,7 +221,7 @@ class Serving:
         if number.taken_ns < self._certain_us() * 1000:
             times = max(times, 2)
         held = Held(self, message, number, times)
-        self._held.add(held)
+        self._held[held.number] = held
         self._pull_soon()
         self._take(held)
 

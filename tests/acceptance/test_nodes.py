@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from enhanced_agent_bus import AgentBus, AgentExists, Message, NotDelivered, Pass, Refusal, Retry
+from enhanced_agent_bus import AgentBus, AgentExists, ConfigInvalid, Message, NotDelivered, Pass, Refusal, Retry
 from enhanced_agent_bus.ports import Letter
 from enhanced_agent_bus.transports.memory import open_memory
 from tests.developer import Doorman, Inbox, adds_up, ids, log, small_bus, until
@@ -26,6 +26,10 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
         return {"url": f"memory://{name}"}
     server: NatsServer = request.getfixturevalue("nats_server")
     return {"url": server.url, "monitor": server.monitor_url, "name": name}
+
+
+#: What the transport makes no difference to.
+in_memory = pytest.mark.parametrize("where", ["memory"], indirect=True)
 
 
 @asynccontextmanager
@@ -89,6 +93,7 @@ async def seen(bus: AgentBus, *agents: str) -> None:
     await until(lambda: set(agents) <= {one.id for one in bus.agents() if one.live or one.nodes})
 
 
+@in_memory
 async def test_the_receiver_decides_for_itself(tmp_path: Path, where: dict[str, Any]) -> None:
     """What is refused there runs no handler there, and its sender hears by which code."""
     async with nodes(tmp_path, where, "a") as (a,), nodes(tmp_path, where, "b", gates=[Quiet()]) as (b,):
@@ -115,6 +120,7 @@ class Quiet:
         return Refusal("loud", "not so loud", "speak softly") if (message.payload or {}).get("loud") else Pass()
 
 
+@in_memory
 async def test_what_fails_there_is_retried_and_replayed_there(tmp_path: Path, where: dict[str, Any]) -> None:
     """One retry engine: the receiver's. Both nodes say dead letter, and both say delivered after the replay."""
     async with nodes(tmp_path, where, "a", "b") as (a, b):
@@ -132,6 +138,7 @@ async def test_what_fails_there_is_retried_and_replayed_there(tmp_path: Path, wh
         assert adds_up(b.status().accounting)
 
 
+@in_memory
 async def test_a_dead_letter_is_replayed_by_its_sender(tmp_path: Path, where: dict[str, Any]) -> None:
     """Decided anew on the sender's node, then on the receiver's."""
     async with nodes(tmp_path, where, "a", "b") as (a, b):
@@ -187,7 +194,7 @@ async def test_what_was_running_when_its_node_ended_comes_again(tmp_path: Path, 
     assert ends == [("discarded", "returned")]
 
 
-@pytest.mark.parametrize("where", ["memory"], indirect=True)
+@in_memory
 async def test_what_anybody_puts_into_a_box_is_refused_and_recorded(tmp_path: Path, where: dict[str, Any]) -> None:
     """Bytes that no node of the bus has signed run nothing."""
     async with nodes(tmp_path, where, "a", "b") as (a, b):
@@ -204,6 +211,7 @@ async def test_what_anybody_puts_into_a_box_is_refused_and_recorded(tmp_path: Pa
         await stranger.close()
 
 
+@in_memory
 async def test_topics_capabilities_and_tenants_span_the_nodes(tmp_path: Path, where: dict[str, Any]) -> None:
     """Each subscriber of each node gets its own; a capability is found wherever it is; other tenants are not."""
     async with nodes(tmp_path, where, "a", "b", "c") as (a, b, c):
@@ -247,7 +255,7 @@ async def test_an_agent_is_on_one_node_or_shared_by_several(tmp_path: Path, wher
     assert taken["taken_over_from"] == log(tmp_path / "a")[0]["node"]
 
 
-@pytest.mark.parametrize("where", ["memory"], indirect=True)
+@in_memory
 async def test_a_node_that_is_cut_off_decides_nothing(tmp_path: Path, where: dict[str, Any]) -> None:
     """Once its lease is over it refuses, since the others may have changed what it decides by; then it goes on."""
     async with nodes(tmp_path, where, "a", transport={"lease_seconds": 0.5}) as (a,):
@@ -262,3 +270,11 @@ async def test_a_node_that_is_cut_off_decides_nothing(tmp_path: Path, where: dic
         mine.network.mend(mine)
         await until(lambda: all(node.alive for node in a.status().nodes))
         assert (await desk.send("booker")).ok
+
+
+@pytest.mark.parametrize("where", ["nats"], indirect=True)
+async def test_a_payload_that_no_letter_can_carry_is_wrong_configuration(tmp_path: Path, where: dict[str, Any]) -> None:
+    """Said when the bus is opened, not when the first large message stops on its way."""
+    with pytest.raises(ConfigInvalid, match="a letter may have"):
+        async with nodes(tmp_path, where, "a", limits={"payload_bytes": 8_000_000}):
+            pass

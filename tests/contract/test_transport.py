@@ -259,6 +259,18 @@ async def test_a_letter_that_nobody_settles_comes_again(place: Place) -> None:
     await second.done()
 
 
+async def test_what_comes_again_takes_the_place_that_it_had(place: Place) -> None:
+    """A letter that was handed out twice and is settled leaves as much room as there was before."""
+    node, hands = await place.open(), Hands()
+    await node.serve("agent.b", hands, at_once=2)
+    await node.post(Letter("agent.b", "1", b""))
+    _, again = await hands.some(2)
+    await again.done()
+    for number in ("2", "3"):
+        await node.post(Letter("agent.b", number, b""))
+    await until(lambda: {"2", "3"} <= set(hands.ids))
+
+
 async def test_a_letter_that_is_worked_on_does_not_come_again(place: Place) -> None:
     """Saying so often enough keeps it, for longer than the time after which it would come again."""
     node, hands = await place.open(), Hands()

@@ -14,7 +14,7 @@ from enhanced_agent_bus import Agent, AgentBus, Receipt
 from tests.developer import Inbox, SteppedClock, log, small_bus
 from tests.support import write_constitution
 
-POLICIES = 40
+POLICIES = 28
 MESSAGES = 32  # a policy
 
 # --- made-up policies -------------------------------------------------------------------------------------------------
