@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
+import typer.main
 
 from enhanced_agent_bus import __version__
 from enhanced_agent_bus.cli import (
@@ -168,10 +170,16 @@ def _send_nowhere(*streams: TextIO | None) -> None:
     os.close(nowhere)
 
 
+@functools.cache
+def commands() -> Callable[..., Any]:
+    """The tree, as it is called. Typer makes the whole of it from annotations: once in a process is enough."""
+    return typer.main.get_command(app)
+
+
 def _run(arguments: Sequence[str]) -> int:
     words = hoist(arguments)
     try:
-        status = app(words or ["--help"], prog_name=program(), standalone_mode=False)
+        status = commands()(words or ["--help"], prog_name=program(), standalone_mode=False)
     except BrokenPipeError:
         raise
     except (KeyboardInterrupt, typer.Abort):
