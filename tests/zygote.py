@@ -41,7 +41,8 @@ def serve(path: str) -> None:
     """Forks a command for each connection, and one that waits for it."""
     from enhanced_agent_bus import open_bus  # noqa: F401, PLC0415 - what this process is for
     from enhanced_agent_bus.authoring import backtest  # noqa: F401, PLC0415
-    from enhanced_agent_bus.cli import app, reading_export, reading_messages, recorded  # noqa: F401, PLC0415
+    from enhanced_agent_bus.cli import app  # noqa: PLC0415
+    from enhanced_agent_bus.cli.reading import export, messages, recorded  # noqa: F401, PLC0415
 
     app.commands()
 

@@ -1,5 +1,6 @@
-"""The command line: one module a command group. Nothing imports it.
+"""The command line: a module a command, and a folder where there are many or one is long. Nothing below imports it.
 
+`audit`, `policy` and `runs` are commands, `reading` is what they read in a home.
 `main` is the entry point of `eab`; what commands share is in `session` (home, output), `faults` (errors) and `render`.
 """
 

@@ -35,7 +35,7 @@ def agents(context: typer.Context) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from enhanced_agent_bus.cli.reading import remembered_agents
+    from enhanced_agent_bus.cli.reading.home import remembered_agents
 
     session = session_of(context)
     home = session.existing_home()

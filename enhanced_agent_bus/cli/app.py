@@ -19,10 +19,6 @@ import typer.main
 from enhanced_agent_bus import __version__
 from enhanced_agent_bus.cli import (
     agents,
-    audit,
-    audit_erase,
-    audit_hold,
-    audit_prove,
     bench,
     console,
     demo,
@@ -33,17 +29,19 @@ from enhanced_agent_bus.cli import (
     held,
     init,
     nats,
-    policy,
-    policy_sign,
     queue,
     recovery,
-    run,
     send,
     state,
     stop,
 )
+from enhanced_agent_bus.cli.audit import erase, hold, prove
+from enhanced_agent_bus.cli.audit import verify as audit
+from enhanced_agent_bus.cli.policy import check as policy
+from enhanced_agent_bus.cli.policy import sign
 from enhanced_agent_bus.cli.program import program
 from enhanced_agent_bus.cli.render import echo
+from enhanced_agent_bus.cli.runs import run
 from enhanced_agent_bus.cli.session import Session, home_from
 
 HELP = """An agent bus where every message is decided by OPA and recorded before it is delivered.
@@ -62,12 +60,12 @@ app = typer.Typer(
 )
 for module in (demo, init, run, send, state, stop, doctor, console, bench):
     module.add_to(app)
-policy.app.command("sign")(policy_sign.sign)
-audit.app.command("prove")(audit_prove.prove)
-audit.app.command("rotate-key")(audit_prove.rotate_key)
-audit.app.command()(audit_erase.erase)
-audit.app.command()(audit_erase.retention)
-audit.app.add_typer(audit_hold.app, name="hold")
+policy.app.command("sign")(sign.sign)
+audit.app.command("prove")(prove.prove)
+audit.app.command("rotate-key")(prove.rotate_key)
+audit.app.command()(erase.erase)
+audit.app.command()(erase.retention)
+audit.app.add_typer(hold.app, name="hold")
 for name, group in (
     ("agents", agents.app),
     ("policy", policy.app),

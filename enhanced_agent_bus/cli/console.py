@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from enhanced_agent_bus.cli.audit_witness import kept_checkpoint
+from enhanced_agent_bus.cli.audit.witness import kept_checkpoint
 from enhanced_agent_bus.cli.faults import CliError
 from enhanced_agent_bus.cli.render import echo, print_json, safe
 from enhanced_agent_bus.cli.session import session_of

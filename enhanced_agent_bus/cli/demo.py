@@ -12,7 +12,7 @@ from enhanced_agent_bus.cli.render import echo, print_json, safe
 from enhanced_agent_bus.cli.session import Session, session_of
 
 if TYPE_CHECKING:
-    from enhanced_agent_bus.cli.carry import Plan
+    from enhanced_agent_bus.cli.runs.carry import Plan
 
 
 def add_to(app: typer.Typer) -> None:
@@ -35,9 +35,9 @@ def demo(
     import asyncio
     import tempfile
 
-    from enhanced_agent_bus.cli import audit
-    from enhanced_agent_bus.cli.carry import carry_out, time_text
-    from enhanced_agent_bus.cli.summary import document, exit_status, show
+    from enhanced_agent_bus.cli.audit import verify as audit
+    from enhanced_agent_bus.cli.runs.carry import carry_out, time_text
+    from enhanced_agent_bus.cli.runs.summary import document, exit_status, show
 
     session = session_of(context)
     if nats:
@@ -72,8 +72,8 @@ def sample_plan(home: Path) -> Plan:
     import json
 
     from enhanced_agent_bus._share import share_folder
-    from enhanced_agent_bus.cli.carry import Plan, read_time
-    from enhanced_agent_bus.cli.loading import App
+    from enhanced_agent_bus.cli.runs.carry import Plan, read_time
+    from enhanced_agent_bus.cli.runs.loading import App
 
     folder = share_folder("examples") / "travel_desk"
     facts = json.loads((folder / "sample.json").read_text(encoding="utf-8"))

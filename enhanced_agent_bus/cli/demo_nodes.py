@@ -75,7 +75,8 @@ class Line:
 
 def demo_of_nodes(session: Session) -> int:
     """Runs it, shows it, and returns the exit status. Raises: CliError, BusError."""
-    from enhanced_agent_bus.cli import audit, audit_joined
+    from enhanced_agent_bus.cli.audit import joined as several
+    from enhanced_agent_bus.cli.audit import verify as audit
 
     binary = server_binary()
     require_client("`eab demo --nats`")
@@ -91,7 +92,7 @@ def demo_of_nodes(session: Session) -> int:
     lines = compared(homes)
     verdicts = {name: audit.verify_home(home) for name, home in homes.items()}
     paths = list(homes.values())
-    joined = audit_joined.join(paths, audit_joined.keys_of(paths, []))
+    joined = several.join(paths, several.keys_of(paths, []))
     fine = (
         joined.ok and all(line.ended for line in lines) and all(audit.is_fine(verdict) for verdict in verdicts.values())
     )
@@ -102,14 +103,14 @@ def demo_of_nodes(session: Session) -> int:
                 "ok": fine,
                 "homes": {n: str(h) for n, h in homes.items()},
                 "messages": shown,
-                **audit_joined.document(verdicts, joined),
+                **several.document(verdicts, joined),
             }
         )
     else:
         _show(lines)
         _show_verdicts(verdicts)
         echo()
-        audit_joined.show(joined)
+        several.show(joined)
         echo()
         echo(f"the server is gone; look around in a home: {Session(homes[HERE], json=False).command('status')}")
         echo(f"the others are {', '.join(str(homes[name]) for name in THERE)}")
@@ -259,7 +260,7 @@ async def _traffic(folder: Path, url: str, say: Say) -> None:
 @asynccontextmanager
 async def _front(folder: Path) -> AsyncIterator[tuple[AgentBus, Others]]:
     """This process's own node, whose bus closes last; all other nodes end before."""
-    from enhanced_agent_bus.cli.loading import App
+    from enhanced_agent_bus.cli.runs.loading import App
 
     app = App(f"{share_folder('examples') / 'three_nodes' / 'app.py'}:{HERE}")
     async with open_bus(folder / HERE, constitution=share_folder("policies")) as bus:
@@ -343,7 +344,7 @@ def compared(homes: dict[str, Path]) -> list[Line]:
 
 
 def _records(home: Path) -> Iterator[Json]:
-    from enhanced_agent_bus.cli.reading_log import records_from
+    from enhanced_agent_bus.cli.reading.log import records_from
 
     page = records_from(home, 0)
     while page:

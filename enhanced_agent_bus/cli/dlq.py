@@ -65,7 +65,7 @@ def show(
 
     Example: eab dlq show desk/order-7
     """
-    from enhanced_agent_bus.cli.reading_messages import content, dead_letters, history
+    from enhanced_agent_bus.cli.reading.messages import content, dead_letters, history
 
     session = session_of(context)
     home = session.existing_home()
@@ -89,7 +89,7 @@ def show(
 
 
 def _chosen(session: Session, wanted: Mapping[str, str | None]) -> list[dict[str, Any]]:
-    from enhanced_agent_bus.cli.reading_messages import dead_letters
+    from enhanced_agent_bus.cli.reading.messages import dead_letters
 
     rows = dead_letters(session.existing_home())
     return [row for row in rows if all(value in (None, row[name]) for name, value in wanted.items())]

@@ -121,7 +121,7 @@ async def _worker_label() -> dict[str, str]:
 
 def look_at_home(home: Path) -> Iterator[Finding]:
     """Settings, files, keys and lock of a home."""
-    from enhanced_agent_bus.cli.reading import not_taken, status_at_rest
+    from enhanced_agent_bus.cli.reading.home import not_taken, status_at_rest
     from enhanced_agent_bus.errors import BusError
     from enhanced_agent_bus.settings import load_settings
 
@@ -156,7 +156,7 @@ def server(home: Path) -> Iterator[Finding]:
     """The OPA server, where the settings of a home name one: is it there, which one is it, what does it serve?"""
     import asyncio
 
-    from enhanced_agent_bus.cli.reading import status_at_rest
+    from enhanced_agent_bus.cli.reading.home import status_at_rest
     from enhanced_agent_bus.errors import BusError
     from enhanced_agent_bus.settings import EMBEDDED, load_settings
 

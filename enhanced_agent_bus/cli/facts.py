@@ -41,7 +41,7 @@ def list_(
 
     Example: eab facts list --scope agent --owner desk
     """
-    from enhanced_agent_bus.cli.reading import facts
+    from enhanced_agent_bus.cli.reading.home import facts
 
     session = session_of(context)
     home, kind = session.existing_home(), None if scope is None else _scope(scope)
@@ -71,7 +71,7 @@ def put(
 
     Example: eab facts put agent desk cleared yes
     """
-    from enhanced_agent_bus.cli.reading import remembered_agents
+    from enhanced_agent_bus.cli.reading.home import remembered_agents
 
     session = session_of(context)
     kind, said = _scope(scope), _value(value)

@@ -44,7 +44,7 @@ def list_(context: typer.Context) -> None:
 
     Example: eab held list
     """
-    from enhanced_agent_bus.cli.reading_messages import held
+    from enhanced_agent_bus.cli.reading.messages import held
 
     session = session_of(context)
     rows = held(session.existing_home())
@@ -84,7 +84,7 @@ def show(
 
     Example: eab held show desk/order-7
     """
-    from enhanced_agent_bus.cli.reading_messages import content, held_view
+    from enhanced_agent_bus.cli.reading.messages import content, held_view
 
     session = session_of(context)
     home = session.existing_home()

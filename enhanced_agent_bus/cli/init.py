@@ -182,7 +182,7 @@ async def _new_log(home: Path) -> dict[str, Any]:
 
 async def _what_is_lost(home: Path) -> str:
     """Why the log of a home cannot be gone on with. Raises: CliError, when it can."""
-    from enhanced_agent_bus.cli.audit import verify_home
+    from enhanced_agent_bus.cli.audit.verify import verify_home
     from enhanced_agent_bus.clock import SystemClock
     from enhanced_agent_bus.errors import StoreCorrupt
     from enhanced_agent_bus.ledger.home import open_home

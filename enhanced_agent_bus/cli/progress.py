@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from enhanced_agent_bus.cli.render import console, echo
 
 if TYPE_CHECKING:
-    from enhanced_agent_bus.cli.feed import Tally
-    from enhanced_agent_bus.cli.lines import LineReader
+    from enhanced_agent_bus.cli.runs.feed import Tally
+    from enhanced_agent_bus.cli.runs.lines import LineReader
 
 REFRESH_SECONDS: Final = 0.1
 #: What takes less is done before anybody asks how far it is.

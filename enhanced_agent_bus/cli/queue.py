@@ -24,7 +24,7 @@ def list_(context: typer.Context) -> None:
 
     Example: eab queue list
     """
-    from enhanced_agent_bus.cli.reading_messages import waiting
+    from enhanced_agent_bus.cli.reading.messages import waiting
 
     session = session_of(context)
     home = session.existing_home()

@@ -32,7 +32,7 @@ def list_(
 
     Example: eab recovery list --state waiting
     """
-    from enhanced_agent_bus.cli.reading_messages import recoveries
+    from enhanced_agent_bus.cli.reading.messages import recoveries
 
     if state is not None and state not in STATES:
         raise CliError(f"--state {state!r} is none of {', '.join(STATES)}", remedy="leave it out to see them all")

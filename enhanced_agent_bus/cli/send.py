@@ -57,7 +57,7 @@ def send(
     import asyncio
 
     from enhanced_agent_bus.admission.canonical import NotJson
-    from enhanced_agent_bus.cli.lines import read_payload, read_priority
+    from enhanced_agent_bus.cli.runs.lines import read_payload, read_priority
 
     if envelope is not None:
         given = (sender, to, capability, topic, kind, id, conversation, header, expires_in, app, constitution)
@@ -132,7 +132,7 @@ async def _send(
 ) -> list[dict[str, Json]]:
     """What became of each message: {receipt} and, with an application, {outcome}."""
     from enhanced_agent_bus import open_bus
-    from enhanced_agent_bus.cli.loading import App, choose_constitution
+    from enhanced_agent_bus.cli.runs.loading import App, choose_constitution
     from enhanced_agent_bus.control import call, perform
     from enhanced_agent_bus.errors import StoreLocked
     from enhanced_agent_bus.ledger.lock import control_socket

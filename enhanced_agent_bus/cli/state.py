@@ -24,7 +24,7 @@ def status(context: typer.Context) -> None:
 
     Example: eab status
     """
-    from enhanced_agent_bus.cli.reading import status_at_rest
+    from enhanced_agent_bus.cli.reading.home import status_at_rest
 
     session = session_of(context)
     home = session.existing_home()
@@ -41,7 +41,7 @@ def status(context: typer.Context) -> None:
 
 
 def _show_status(session: Session, document: dict[str, Any]) -> None:
-    from enhanced_agent_bus.cli.reading import not_taken
+    from enhanced_agent_bus.cli.reading.home import not_taken
 
     engine = document.get("engine") or {}
     refused = not_taken(session.home)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from enhanced_agent_bus.cli.audit_erase import Reason, operator, require_reason
+from enhanced_agent_bus.cli.audit.erase import Reason, operator, require_reason
 from enhanced_agent_bus.cli.faults import CliError, unknown_id
 from enhanced_agent_bus.cli.render import echo, print_json, safe
 from enhanced_agent_bus.cli.session import change, session_of
@@ -37,7 +37,7 @@ def stop(
 
     Example: eab stop --agent booker --reason "it books twice"
     """
-    from enhanced_agent_bus.cli.reading import remembered_agents
+    from enhanced_agent_bus.cli.reading.home import remembered_agents
 
     of, name = _target(agent, tenant, everything=everything)
     require_reason(reason)

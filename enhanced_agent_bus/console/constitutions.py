@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from enhanced_agent_bus.audit.timeline import rule_place
-from enhanced_agent_bus.cli.audit_timeline import kept_files
+from enhanced_agent_bus.cli.audit.timeline import kept_files
 
 #: A file of a constitution is shown up to here.
 LINES_MAX: Final = 2000

@@ -12,10 +12,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
-from enhanced_agent_bus.cli.audit_timeline import timeline_of
-from enhanced_agent_bus.cli.reading import BY_SEQ, database, one
-from enhanced_agent_bus.cli.reading_log import records_named
-from enhanced_agent_bus.cli.reading_messages import held_view
+from enhanced_agent_bus.cli.audit.timeline import timeline_of
+from enhanced_agent_bus.cli.reading.home import BY_SEQ, database, one
+from enhanced_agent_bus.cli.reading.log import records_named
+from enhanced_agent_bus.cli.reading.messages import held_view
 from enhanced_agent_bus.console.constitutions import Kept, Line, Rule, kept, source
 from enhanced_agent_bus.console.verifying import Verification
 

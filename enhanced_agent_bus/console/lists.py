@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from enhanced_agent_bus.audit.query import Query, Term
-from enhanced_agent_bus.cli.reading_log import Search
+from enhanced_agent_bus.cli.reading.log import Search
 
 ROWS: Final = 100
 #: Further back somebody has to ask for: about half a second's worth.

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from enhanced_agent_bus.cli.reading import remembered_agents, status_at_rest
+from enhanced_agent_bus.cli.reading.home import remembered_agents, status_at_rest
 from enhanced_agent_bus.cli.session import ask_running, held_up
 from enhanced_agent_bus.errors import BusError
 

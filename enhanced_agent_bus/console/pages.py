@@ -23,9 +23,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
 from enhanced_agent_bus.audit.query import BadQuery, Query, Term, parse
-from enhanced_agent_bus.cli.audit_witness import witness_line
-from enhanced_agent_bus.cli.reading_log import SEQ_DIGITS_MAX, records_named
-from enhanced_agent_bus.cli.reading_messages import dead_letters_from
+from enhanced_agent_bus.cli.audit.witness import witness_line
+from enhanced_agent_bus.cli.reading.log import SEQ_DIGITS_MAX, records_named
+from enhanced_agent_bus.cli.reading.messages import dead_letters_from
 from enhanced_agent_bus.cli.render import quoted, safe
 from enhanced_agent_bus.cli.session import Session, change
 from enhanced_agent_bus.console import words

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import orjson
 
-from enhanced_agent_bus.cli.reading import database, one
+from enhanced_agent_bus.cli.reading.home import database, one
 
 PAGE_ROWS: Final = 1000
 PAIRS_MAX: Final = 5000

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from enhanced_agent_bus.cli.faults import DONE, FOUND
-from enhanced_agent_bus.cli.reading import database, one
+from enhanced_agent_bus.cli.reading.home import database, one
 
 EVERY_SECONDS: Final = 600.0
 _SIZE: Final = "SELECT coalesce(max(seq) + 1, 0) FROM records"

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from enhanced_agent_bus.audit.collector import Collector, Events
 from enhanced_agent_bus.audit.formats.masking import BadMaskError, masked, rules_of
 from enhanced_agent_bus.audit.formats.row import Row
-from enhanced_agent_bus.cli import masking
 from enhanced_agent_bus.cli.app import run_command
+from enhanced_agent_bus.cli.audit import masking
 from enhanced_agent_bus.engines.worker import WorkerEngine
 from tests.entries import until
 from tests.opa import Opa, pack

@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from enhanced_agent_bus import Message, Retry
-from enhanced_agent_bus.cli.audit import verify_home
+from enhanced_agent_bus.cli.audit.verify import verify_home
 from enhanced_agent_bus.cli.session import Session
 from enhanced_agent_bus.console import access, lists
 from enhanced_agent_bus.console.guard import HEADERS, Tokens

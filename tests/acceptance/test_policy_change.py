@@ -17,7 +17,7 @@ import pytest
 from enhanced_agent_bus import AgentBus, Message, Pass, Refusal, Retry, open_bus
 from enhanced_agent_bus.authoring import backtest as asking
 from enhanced_agent_bus.cli.app import run_command
-from enhanced_agent_bus.cli.recorded import Log, kept_constitution
+from enhanced_agent_bus.cli.reading.recorded import Log, kept_constitution
 from enhanced_agent_bus.engines.worker import WorkerEngine
 from tests.developer import PATIENT, log, until
 from tests.support import constitution_digest, write_constitution

@@ -13,7 +13,7 @@ import pytest
 from enhanced_agent_bus.authoring.answers import Explained
 from enhanced_agent_bus.authoring.workbench import workbench
 from enhanced_agent_bus.cli.app import run_command
-from enhanced_agent_bus.cli.reading import recorded_question
+from enhanced_agent_bus.cli.reading.home import recorded_question
 from tests.developer import log
 from tests.support import write_constitution
 

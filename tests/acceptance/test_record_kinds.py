@@ -12,7 +12,7 @@ from enhanced_agent_bus import Retry, open_bus
 from enhanced_agent_bus.audit.pack import record_schema
 from enhanced_agent_bus.audit.query import FIELDS
 from enhanced_agent_bus.cli.app import run_command
-from enhanced_agent_bus.cli.audit_read import in_short
+from enhanced_agent_bus.cli.audit.read import in_short
 from tests.developer import PATIENT, Inbox, log, small_bus, until
 
 HOLDS = """admit if true

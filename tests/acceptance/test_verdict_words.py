@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from enhanced_agent_bus.cli.app import run_command
-from enhanced_agent_bus.cli.audit_timeline import told_approval
+from enhanced_agent_bus.cli.audit.timeline import told_approval
 from tests.developer import Inbox, small_bus
 from tests.entries import decision, fill, open_ledger, put_all
 

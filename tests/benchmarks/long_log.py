@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from enhanced_agent_bus.cli.reading import BY_SEQ, OF_MESSAGE, ROW_OF_MESSAGE, database
+from enhanced_agent_bus.cli.reading.home import BY_SEQ, OF_MESSAGE, ROW_OF_MESSAGE, database
 from enhanced_agent_bus.cli.render import echo
 from enhanced_agent_bus.clock import SystemClock
 from enhanced_agent_bus.ledger import rows

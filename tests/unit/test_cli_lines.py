@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from enhanced_agent_bus.admission.canonical import NotJson
-from enhanced_agent_bus.cli import lines
-from enhanced_agent_bus.cli.lines import BadLine, Line, LineReader, parse_line, read_payload
+from enhanced_agent_bus.cli.runs import lines
+from enhanced_agent_bus.cli.runs.lines import BadLine, Line, LineReader, parse_line, read_payload
 from enhanced_agent_bus.message import Priority
 
 

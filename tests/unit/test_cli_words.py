@@ -13,10 +13,10 @@ import enhanced_agent_bus
 from enhanced_agent_bus import errors
 from enhanced_agent_bus.cli import faults
 from enhanced_agent_bus.cli.app import hoist, run_command
-from enhanced_agent_bus.cli.carry import read_time
 from enhanced_agent_bus.cli.faults import CliError, describe, report
-from enhanced_agent_bus.cli.loading import App
 from enhanced_agent_bus.cli.render import safe
+from enhanced_agent_bus.cli.runs.carry import read_time
+from enhanced_agent_bus.cli.runs.loading import App
 
 
 @pytest.mark.parametrize(
