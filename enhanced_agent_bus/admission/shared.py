@@ -274,7 +274,8 @@ def key_of(name: Name) -> str:
 
 def _owner(name: Name, facts: Facts) -> Document:
     rows = {key: orjson.Fragment(row) for key, fact in facts.items() if (row := written(fact)) is not None}
-    return orjson.loads(orjson.dumps({"scope": name[0], "owner": name[1], "facts": rows}))  # type: ignore[no-any-return]
+    document: Document = orjson.loads(orjson.dumps({"scope": name[0], "owner": name[1], "facts": rows}))
+    return document
 
 
 def _message(message_id: str) -> Document:

@@ -6,7 +6,7 @@ Not here: what is done about them (road).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -54,6 +54,8 @@ class Answered(NamedTuple):
     nonce: str
 
 
+Said = TypeVar("Said", Notice, Question, Answered)
+
 NOTICE_FIELDS: Final = {
     "v": f.THIS_VERSION,
     "origin": f.ORIGIN,
@@ -100,15 +102,12 @@ def seal_notice(signer: Signs, notice: Notice) -> bytes:
 
 def open_notice(body: bytes, keys: Mapping[str, Ed25519PublicKey]) -> Notice:
     """A notice, when the node that it names has signed it. Raises: BadLetter."""
-    signed = decode(body)
-    return read_notice(signed.keyid, verify(signed, (NOTICE,), keys))
+    return read_notice(*_opened(body, NOTICE, keys))
 
 
 def read_notice(origin: str, payload: bytes) -> Notice:
     """Reads the signed text of a notice. Raises: BadLetter."""
-    notice = Notice(**_said(payload, NOTICE_FIELDS, "notice"))
-    _check(notice, origin)
-    return notice
+    return _read(Notice, NOTICE_FIELDS, "notice", origin, payload)
 
 
 def seal_question(signer: Signs, question: Question) -> bytes:
@@ -118,15 +117,12 @@ def seal_question(signer: Signs, question: Question) -> bytes:
 
 def open_question(body: bytes, keys: Mapping[str, Ed25519PublicKey]) -> Question:
     """A question, when the node that it names has signed it. Raises: BadLetter."""
-    signed = decode(body)
-    return read_question(signed.keyid, verify(signed, (QUESTION,), keys))
+    return read_question(*_opened(body, QUESTION, keys))
 
 
 def read_question(origin: str, payload: bytes) -> Question:
     """Reads the signed text of a question. Raises: BadLetter."""
-    question = Question(**_said(payload, QUESTION_FIELDS, "question"))
-    _check(question, origin)
-    return question
+    return _read(Question, QUESTION_FIELDS, "question", origin, payload)
 
 
 def seal_answer(signer: Signs, answer: Answered) -> bytes:
@@ -136,14 +132,12 @@ def seal_answer(signer: Signs, answer: Answered) -> bytes:
 
 def open_answer(body: bytes, keys: Mapping[str, Ed25519PublicKey]) -> Answered:
     """An answer, when the node that it names has signed it; see `check_answer`. Raises: BadLetter."""
-    signed = decode(body)
-    return read_answer(signed.keyid, verify(signed, (ANSWER,), keys))
+    return read_answer(*_opened(body, ANSWER, keys))
 
 
 def read_answer(origin: str, payload: bytes) -> Answered:
     """Reads the signed text of an answer. Raises: BadLetter."""
-    answer = Answered(**_said(payload, ANSWER_FIELDS, "answer"))
-    _check(answer, origin)
+    answer = _read(Answered, ANSWER_FIELDS, "answer", origin, payload)
     if answer.open != (answer.state is None):
         raise BadLetter("malformed", f"the answer on {answer.message_id} has an end and is open, or neither")
     return answer
@@ -163,14 +157,18 @@ def _seal(signer: Signs, kind: str, said: Notice | Question | Answered) -> bytes
     return encode(kind, f.write({"v": f.VERSION, **said._asdict()}), signer)
 
 
-def _said(payload: bytes, fields: Mapping[str, f.Field], what: str) -> dict[str, Any]:
+def _opened(body: bytes, kind: str, keys: Mapping[str, Ed25519PublicKey]) -> tuple[str, bytes]:
+    """Who has signed a letter of this kind, and the signed text. Raises: BadLetter."""
+    signed = decode(body)
+    return signed.keyid, verify(signed, (kind,), keys)
+
+
+def _read(made: type[Said], fields: Mapping[str, f.Field], what: str, origin: str, payload: bytes) -> Said:
     document = f.check(f.parse(payload, what), fields, what)
     del document["v"]
-    return document
-
-
-def _check(said: Notice | Question | Answered, origin: str) -> None:
+    said = made(**document)
     if said.origin != origin:
         raise BadLetter("identity_unproven", f"a letter of {said.origin} was signed by {origin}")
     if said.decision_id.rpartition("#")[0] != said.message_id:
         raise BadLetter("malformed", f"{said.decision_id} is no decision on {said.message_id}")
+    return said

@@ -89,7 +89,7 @@ class Stopping:
                 stops.remove(key)
                 try:
                     await self._desk.write(self._entry("resumed", key, reason[:REASON_CHARS_MAX], by))
-                except BaseException:
+                except BaseException:  # cancelled too: in doubt it stays stopped
                     stops.set(key, stop, pending=False)
                     raise
             except TimeoutError:

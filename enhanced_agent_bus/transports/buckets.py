@@ -96,7 +96,7 @@ class NatsBucket:
         self._watches.add(watch)
         try:
             await watch.begin()
-        except BaseException:
+        except BaseException:  # cancelled too: nobody has what would end it
             end()
             raise
         return end

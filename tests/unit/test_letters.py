@@ -14,8 +14,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from enhanced_agent_bus.admission.canonical import canonical
-from enhanced_agent_bus.admission.seal import seal
 from enhanced_agent_bus.ledger.checkpoint import Signer, Verifier
 from enhanced_agent_bus.letters.dsse import (
     ANSWER,
@@ -45,55 +43,13 @@ from enhanced_agent_bus.letters.notices import (
     seal_question,
 )
 from enhanced_agent_bus.letters.post import open_letter
-from enhanced_agent_bus.letters.tickets import Ended, Ticket, check_time, open_ticket, seal_ticket
-from enhanced_agent_bus.message import Envelope
-from enhanced_agent_bus.verdict import Party
+from enhanced_agent_bus.letters.tickets import Ended, check_time, open_ticket, seal_ticket
+from tests.vectors import NODE as HERE
+from tests.vectors import NOW, envelope, ticket
+from tests.vectors import OTHER as THERE
 
-HERE: Final = Signer("bus-1/node-a", Ed25519PrivateKey.from_private_bytes(b"a" * 32))
-THERE: Final = Signer("bus-1/node-b", Ed25519PrivateKey.from_private_bytes(b"b" * 32))
 KEYS: Final = {one.name: one.key.public_key() for one in (HERE, THERE)}
 SECONDS_MAX: Final = 0.05  # of this thread's own time: the machine may be busy with others
-NOW: Final = 1_700_000_000_000_000
-
-
-def envelope(payload: dict[str, Any] | None = None, headers: dict[str, str] | None = None, **changes: Any) -> Envelope:
-    """One of desk's, to booker."""
-    headers = headers or {}
-    fields: dict[str, Any] = {
-        "id": "desk/order-7",
-        "type": "command",
-        "priority": 2,
-        "sender": Party("desk", "acme", (), ()),
-        "recipient": Party("booker", "globex", (), ()),
-        "topic": None,
-        "conversation": "trip/7",
-        "cause": None,
-        "created_us": NOW,
-        "expires_us": NOW + 3_600_000_000,
-        "hops": 3,
-        "headers": headers,
-        "headers_bytes": canonical(headers),
-        "body": canonical({"trip": 7} if payload is None else payload),
-        "salt": b"s" * 32,
-    }
-    return seal(**{**fields, **changes})
-
-
-def ticket(sealed: Envelope, **changes: Any) -> Ticket:
-    """The allow of an envelope."""
-    fields: dict[str, Any] = {
-        "origin": HERE.name,
-        "seq": 17,
-        "decision_id": f"{sealed.id}#655e3",
-        "digest": sealed.digest,
-        "constitution": "c" * 64,
-        "revision": 4,
-        "issued_us": NOW,
-        "expires_us": sealed.expires_us,
-        "nonce": "0123456789abcdef" * 2,
-    }
-    return Ticket(**{**fields, **changes})
-
 
 ENVELOPE: Final = envelope({"trip": 7, "note": 'a "quoted" \N{SNOWMAN} 5.0'}, {"trace": "1"})
 LETTER: Final = seal_ticket(HERE, ENVELOPE, ticket(ENVELOPE))
