@@ -51,6 +51,9 @@ if TYPE_CHECKING:
 
 MEMORY: Final = ":memory:"
 THREADS_MAX: Final = 32  # for handlers that are plain functions
+# A letter that is worked on says so every two seconds: what has been silent for three leases was in dead hands.
+LEASES_TILL_HANDED_OUT_AGAIN: Final = 3
+ACK_SECONDS_MIN: Final = 6.0
 
 
 @asynccontextmanager
@@ -190,6 +193,7 @@ async def _transport(stack: AsyncExitStack, settings: Settings) -> Transport | N
     transport = await transport_at(
         given.url,
         given.name,
+        ack_seconds=max(ACK_SECONDS_MIN, LEASES_TILL_HANDED_OUT_AGAIN * given.lease_seconds),
         dedup_seconds=dedup_seconds,
         replicas=given.replicas,
         monitor=given.monitor,

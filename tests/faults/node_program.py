@@ -51,7 +51,7 @@ async def main(home: str, constitution: str, url: str, what: str, run: str, ahea
     """One life of the node."""
     clock = SteppedClock()
     clock.ahead_seconds = float(ahead)
-    transport = {"url": url, "lease_seconds": 5}
+    transport = {"url": url, "lease_seconds": 3}  # what a dead node had in its hands comes again after three of them
     async with open_bus(
         home,
         constitution=constitution,
