@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Fields = dict[str, Any] | Callable[[], dict[str, Any]]
 KEY_CHARS_SHOWN_MAX: Final = 64
+NODES_SHOWN_MAX: Final = 16
 FACTS_SHOWN_MAX: Final = 16  # a scope with more stands apart whole, so that every record has room
 
 
@@ -144,6 +145,12 @@ class Record:
                 apart["facts"][scope] = strings
                 shown["facts"][scope] = {key: value for key, value in facts.items() if key not in strings}
         return shown
+
+
+def leaving(fields: Fields, nodes: Sequence[str]) -> Fields:
+    """The same of a message that leaves for other nodes on this decision: with their names, as many as are shown."""
+    named = {"handed_over": sorted(nodes)[:NODES_SHOWN_MAX]}
+    return {**fields, **named} if isinstance(fields, dict) else lambda: {**fields(), **named}
 
 
 def _long(key: str) -> bool:

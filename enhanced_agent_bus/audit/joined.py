@@ -1,9 +1,9 @@
 """Holds the logs of several nodes of one bus against each other: `python -I joined.py LOG LOG...`, of exports.
 
-Nothing delivered on one node that another did not admit, nothing that one handed over ended otherwise than it says, and
-every checkpoint that one log has of another fits that one. It needs nothing but Python's standard library, and little
-memory: what it notes of each record stands in a temporary database. Not here: whether each log is whole (verify), which
-is asked first; nobody's word counts here for more than its log does.
+Nothing delivered on one node that another did not admit, nothing that one handed over ended nowhere or otherwise than
+it says, and every checkpoint that one log has of another fits that one. It needs nothing but Python's standard
+library, and little memory: what it notes of each record stands in a temporary database. Not here: whether each log is
+whole (verify), which is asked first; nobody's word counts here for more than its log does.
 """
 
 from __future__ import annotations
@@ -15,16 +15,31 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 LISTED = 100  # of each thing that is no error; the rest is counted
 RETURNED = "returned"  # the code of a discarded message that went back to the transport: no end
-_ENDS = "('delivered', 'refused', 'expired', 'dead_lettered', 'discarded')"
+AFTER_SECONDS = 60  # past a message's time, for a handler that was started in time and for word of its end
+_KNOWN = "('delivered', 'refused', 'expired', 'dead_lettered', 'discarded', 'parked')"  # all are ends but parked
+_WAITS = ("open", "parked", "undecided")
+_UNDECIDED = ("policy_timeout", "policy_unavailable")  # nobody has said no to the letter: it comes again
+#: How far a message that has not ended where it was sent has come on another node.
+_ENDED_THERE, _NOWHERE = 0, 5
+_NOT_ENDED_THERE = {
+    1: "it is parked there until somebody replays or discards it",
+    2: "it arrived there, and has no outcome",
+    3: "it arrived, went back to the transport, and has not come again",
+    4: "that node could not decide it, and it has not come again",
+}
+_PARKED_THERE = 1
 
 _TABLES = """
-CREATE TABLE log (name TEXT PRIMARY KEY, size INTEGER);
+CREATE TABLE log (name TEXT PRIMARY KEY, size INTEGER, newest INTEGER);
 CREATE TABLE decision (log TEXT, seq INTEGER, late INTEGER, message TEXT, id TEXT, digest TEXT, verdict TEXT, code TEXT,
   constitution TEXT, revision INTEGER, PRIMARY KEY (log, seq)) WITHOUT ROWID;
 CREATE TABLE receive (log TEXT, seq INTEGER, late INTEGER, message TEXT, digest TEXT, verdict TEXT,
@@ -32,18 +47,23 @@ CREATE TABLE receive (log TEXT, seq INTEGER, late INTEGER, message TEXT, digest 
 CREATE TABLE outcome (log TEXT, seq INTEGER, late INTEGER, message TEXT, state TEXT, code TEXT,
   origin TEXT, at INTEGER, PRIMARY KEY (log, seq)) WITHOUT ROWID;
 CREATE TABLE message (id TEXT, log TEXT, state TEXT, code TEXT, seq INTEGER, origin TEXT, at INTEGER, of TEXT, of_at
-  INTEGER, PRIMARY KEY (id, log)) WITHOUT ROWID;
+  INTEGER, decision TEXT, nodes TEXT, until INTEGER, late INTEGER, PRIMARY KEY (id, log)) WITHOUT ROWID;
 CREATE TABLE signed (log TEXT, size INTEGER, root TEXT, PRIMARY KEY (log, size)) WITHOUT ROWID;
 CREATE TABLE witnessed (log TEXT, seq INTEGER, late INTEGER, origin TEXT, size INTEGER, root TEXT, note TEXT);
 """
 
-_DECIDED = """INSERT INTO message VALUES (:message, :log, 'open', NULL, :seq, NULL, NULL, :origin, :at)
+_DECIDED = """INSERT INTO message
+VALUES (:message, :log, 'open', NULL, :seq, NULL, NULL, :origin, :at, :decision, :nodes, :until, :late)
 ON CONFLICT DO UPDATE SET state = 'open', code = NULL, seq = :seq, origin = NULL, at = NULL,
-  of = coalesce(:origin, of), of_at = coalesce(:at, of_at)"""
+  of = coalesce(:origin, of), of_at = coalesce(:at, of_at),
+  decision = :decision, nodes = :nodes, until = max(until, :until)"""
 #: A refused letter opens nothing; it is an end where nothing else is known of its message.
-_TURNED_AWAY = "INSERT OR IGNORE INTO message VALUES (:message, :log, 'refused', :code, :seq, NULL, NULL, :origin, :at)"
+_TURNED_AWAY = """INSERT INTO message
+VALUES (:message, :log, :state, :code, :seq, NULL, NULL, :origin, :at, :decision, NULL, :until, :late)
+ON CONFLICT DO UPDATE SET state = :state, code = :code, seq = :seq, of_at = :at
+  WHERE state = 'undecided' OR code = 'returned' OR (state = 'dead_lettered' AND of_at < :at)"""
 _ENDED = f"""UPDATE message SET state = ?, code = ?, seq = ?, origin = ?, at = ? WHERE id = ? AND log = ?
-  AND ? IN {_ENDS}"""  # noqa: S608 - a constant of ours
+  AND ? IN {_KNOWN}"""  # noqa: S608 - a constant of ours
 
 _RECEIVED = """SELECT r.log, r.seq, r.message, r.digest, r.origin, r.at, r.id, r.constitution, r.revision,
   log.size, d.message, d.digest, d.verdict, d.id, d.constitution, d.revision, r.verdict
@@ -56,9 +76,20 @@ FROM outcome o LEFT JOIN log ON log.name = o.origin LEFT JOIN outcome e ON e.log
 LEFT JOIN decision d ON d.log = o.origin AND d.seq = o.at LEFT JOIN message m ON m.id = o.message AND m.log = o.origin
 WHERE o.origin IS NOT NULL AND NOT o.late ORDER BY o.log, o.seq"""
 
-#: A message where it was sent (s) and as another node has it (r).
+#: What has not ended where it was sent (s), and as another node has it (r), the farthest first. A dead letter that was
+#: sent again since has no end by that.
+_OPEN = f"""SELECT s.id, s.log, s.seq, s.decision, s.nodes, s.until, r.log, r.seq, r.state, r.code,
+  CASE WHEN r.id IS NULL THEN {_NOWHERE} WHEN r.state = 'parked' THEN {_PARKED_THERE} WHEN r.state = 'open' THEN 2
+  WHEN r.code = '{RETURNED}' THEN 3 WHEN r.state = 'undecided' THEN 4 ELSE {_ENDED_THERE} END AS far
+FROM message s LEFT JOIN message r ON r.id = s.id AND r.of = s.log
+  AND NOT (r.state = 'dead_lettered' AND r.of_at < s.seq)
+WHERE s.state = 'open' AND s.of IS NULL AND NOT s.late AND (s.nodes IS NOT NULL OR r.id IS NOT NULL)
+ORDER BY s.log, s.seq, far"""  # noqa: S608 - constants of ours
+
+#: A message that has ended where it was sent (s), and as another node has it (r).
 _PAIRS = """SELECT r.id, s.log, s.state, s.code, s.seq, s.origin, s.at, r.log, r.state, r.code, r.seq
-FROM message r JOIN message s ON s.id = r.id AND s.log = r.of WHERE r.of IS NOT NULL ORDER BY s.log, s.seq"""
+FROM message r JOIN message s ON s.id = r.id AND s.log = r.of WHERE r.of IS NOT NULL AND s.state <> 'open'
+ORDER BY s.log, s.seq"""
 
 _TWICE = """SELECT a.id, a.log, a.seq, b.log, b.seq FROM message a JOIN message b ON b.id = a.id AND b.log > a.log
 WHERE a.of IS NOT NULL AND b.of IS NOT NULL AND a.state = 'delivered' AND b.state = 'delivered' ORDER BY a.id"""
@@ -88,10 +119,12 @@ class Finding:
     other: str | None
     other_seq: int | None
     why: str
+    decision: str | None = None  # of a message that has not ended, the newest one at `seq`
 
     def line(self) -> str:
         """In words, with both places."""
-        places = [f"{name} seq {seq}" if seq is not None else name for name, seq in self._places() if name]
+        places = [f"decision {self.decision}"] if self.decision else []
+        places += [f"{name} seq {seq}" if seq is not None else name for name, seq in self._places() if name]
         return f"{self.what}: {self.message or 'checkpoint'} ({', '.join(places)}): {self.why}"
 
     def _places(self) -> tuple[tuple[str | None, int | None], ...]:
@@ -105,7 +138,8 @@ class Joined:
     found: list[Finding] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)  # logs that others name and nobody brought
     received: int = 0  # messages that came to a node on another's allow
-    open: int = 0  # on both nodes
+    on_its_way: int = 0  # handed over, not arrived, and in its time
+    open: int = 0  # on both nodes, and in its time or parked
     notice_under_way: int = 0  # ended where it arrived, open where it was sent
     twice: int = 0  # delivered on two nodes
     crossed: int = 0  # ended on both nodes, each by itself
@@ -133,11 +167,10 @@ def join(logs: Sequence[Log]) -> Joined:
         database.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;" + _TABLES)
         database.execute("BEGIN")
         index = _Index(database)
+        sizes = {log.name: index.take(log, 0) for log in logs}
         for log in logs:
-            database.execute("INSERT INTO log VALUES (?, ?)", (log.name, index.take(log, 0)))
-        for log in logs:
-            (size,) = database.execute("SELECT size FROM log WHERE name = ?", (log.name,)).fetchone()
-            database.execute("UPDATE log SET size = ? WHERE name = ?", (index.take(log, size, late=True), log.name))
+            size = index.take(log, sizes[log.name], late=True)
+            database.execute("INSERT INTO log VALUES (?, ?, ?)", (log.name, size, index.newest[log.name]))
         return _Judge(database, {log.name: log for log in logs}).judged()
 
 
@@ -146,10 +179,11 @@ class _Index:
 
     def __init__(self, database: sqlite3.Connection) -> None:
         self._execute = database.execute
+        self.newest: dict[str, int] = {}  # when a log's last record was written, in microseconds since 1970
 
     def take(self, log: Log, start: int, *, late: bool = False) -> int:
         """Reads a log from a record on; returns its size."""
-        size = start
+        size, body = start, b""
         takes = {"decision": self._decision, "outcome": self._outcome}
         takes |= {"checkpoint": self._checkpoint, "witness": self._witness}
         for size, body in enumerate(log.records(start), start + 1):
@@ -159,6 +193,8 @@ class _Index:
                 if record["seq"] != size - 1:
                     raise ValueError(f"record {record['seq']} of {log.name} stands where {size - 1} belongs")
                 takes[kind](log.name, record, late)
+        if body:
+            self.newest[log.name] = _microseconds(json.loads(body)["at"])
         return size
 
     def _decision(self, log: str, record: dict[str, Any], late: bool) -> None:  # noqa: FBT001 - one of two looks
@@ -172,11 +208,14 @@ class _Index:
             row = (log, seq, late, message, record["digest"], verdict, *named)
             self._execute("INSERT INTO receive VALUES (?,?,?,?,?,?,?,?,?,?,?)", row)
         came = {"origin": ticket["origin"] if ticket else None, "at": ticket["seq"] if ticket else None}
-        row_of = {"message": message, "log": log, "seq": seq, **came}
+        said = {"decision": record["decision_id"], "until": _until(record), "late": late}
+        row_of = {"message": message, "log": log, "seq": seq, **came, **said}
         if verdict != "refuse":
-            self._execute(_DECIDED, row_of)
+            nodes = record.get("handed_over") if verdict == "allow" else None
+            self._execute(_DECIDED, {**row_of, "nodes": None if nodes is None else json.dumps(nodes)})
         elif ticket is not None:
-            self._execute(_TURNED_AWAY, {**row_of, "code": record["code"]})
+            code = record["code"]
+            self._execute(_TURNED_AWAY, {**row_of, "code": code, "state": _refused(code)})
 
     def _outcome(self, log: str, record: dict[str, Any], late: bool) -> None:  # noqa: FBT001
         message, seq, state, code = (record[name] for name in ("message_id", "seq", "state", "code"))
@@ -207,6 +246,7 @@ class _Judge:
     def judged(self) -> Joined:
         self._received()
         self._ends()
+        self._unended()
         self._pairs()
         for message, one, seq, two, other_seq in self._database.execute(_TWICE):
             why = "it was delivered on both: a second run, which at least once allows"
@@ -273,19 +313,44 @@ class _Judge:
                 why = f"here {_end(state, code)}, there {_end(their_state, their_code)}"
                 self._find("other_end", place, origin, their_seq, why)
 
+    def _unended(self) -> None:
+        """Each message that left its sender's node and has no end there: how far it came, and if its time is over."""
+        (now,) = self._database.execute("SELECT max(newest) FROM log").fetchone()
+        for _, copies in groupby(self._database.execute(_OPEN).fetchall(), key=itemgetter(0, 1)):
+            message, log, seq, decision, nodes, until, other, other_seq, state, code, far = next(copies)
+            lost = now > until + AFTER_SECONDS * 1_000_000
+            good = f"its time was over at {_instant(until)}" if lost else f"it has until {_instant(until)}"
+            if far == _NOWHERE:
+                lacking = [name for name in _origins(log, nodes) if name not in self._logs]
+                if lacking:
+                    self._lacks((message, log, seq), lacking[0], None, f"it was handed over to that node; {good}")
+                    continue
+                what = "never_arrived" if lost else "on_its_way"
+                why = f"no log that was given has a decision `receive` on it; {good}"
+            elif far == _ENDED_THERE:
+                what, why = "notice_under_way", f"{_end(state, code)} there, and not known here yet"
+            else:
+                what = "never_ended" if lost and nodes is not None and far != _PARKED_THERE else "open"
+                why = f"{_NOT_ENDED_THERE[far]}; {good}"
+            self._tell(Finding(what, message, log, seq, other, other_seq, why, decision))
+
+    def _tell(self, finding: Finding) -> None:
+        if finding.what in _LOSSES:
+            self._joined.found.append(finding)
+        else:
+            self._joined.list(finding)
+
     def _pairs(self) -> None:
-        """What is open, and what ended on each node by itself."""
+        """What ended where it was sent, and not because of what another node has of it."""
         for message, log, state, code, seq, origin, at, other, theirs, their_code, their_seq in self._database.execute(
             _PAIRS
         ):
-            is_open = theirs == "open" or (theirs, their_code) == ("discarded", RETURNED)
+            is_open = theirs in _WAITS or (theirs, their_code) == ("discarded", RETURNED)
             told = origin == other and (at is None or at >= their_seq or theirs == state)
             newer = origin == other and state == "dead_lettered"
-            if is_open and state == "open":
-                self._list("open", message, log, seq, other, their_seq, "it has not ended on either")
-            elif is_open or told:
+            if is_open or told:
                 continue
-            elif state == "open" or newer:
+            if newer:
                 why = f"{_end(theirs, their_code)} there, and not known here yet"
                 self._list("notice_under_way", message, log, seq, other, their_seq, why)
             elif origin is None and state == "refused" and theirs == "delivered":
@@ -324,6 +389,7 @@ class _Judge:
             self._joined.found.append(Finding("checkpoint", None, log, seq, origin, size, why))
 
 
+_LOSSES = ("never_arrived", "never_ended")
 _NOT_THE_SAME = (
     "other_message",
     "other_digest",
@@ -344,13 +410,40 @@ def _named_end(
     if at is not None and decided == message and verdict == "refuse":
         return "refused", decision_code, True, at
     # With a reply, or of a letter that came again: the message is named, and not the record of its end.
-    if (at is None or decided == message) and came_from == log and now not in (None, "open"):
+    if (at is None or decided == message) and came_from == log and now is not None and now not in _WAITS:
         return now, now_code, False, now_seq
     return None
 
 
 def _end(state: str, code: str | None) -> str:
     return f"{state} ({code})" if code else state
+
+
+def _refused(code: str | None) -> str:
+    return "undecided" if code in _UNDECIDED else "refused"
+
+
+def _origins(log: str, nodes: str | None) -> list[str]:
+    """The logs of the nodes that a message was handed over to."""
+    return [f"{log.partition('/')[0]}/{node}" for node in json.loads(nodes or "[]")]
+
+
+def _until(record: dict[str, Any]) -> int:
+    """When a message expires, as this decision has it: a replay gives it its whole time anew."""
+    if record["why"] == "replay":
+        return int(_microseconds(record["at"]) + record["expires_us"] - record["created_us"])
+    return int(record["expires_us"])
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _microseconds(at: str) -> int:
+    return (datetime.fromisoformat(at) - _EPOCH) // timedelta(microseconds=1)
+
+
+def _instant(at_us: int) -> str:
+    return (_EPOCH + timedelta(microseconds=at_us)).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def _roots(log: Log, sizes: set[int]) -> Iterator[tuple[int, str]]:

@@ -13,6 +13,7 @@ from enhanced_agent_bus import faultpoints
 from enhanced_agent_bus.admission.canonical import freeze_headers
 from enhanced_agent_bus.admission.chain import Decided
 from enhanced_agent_bus.admission.facts import Added
+from enhanced_agent_bus.admission.record import leaving
 from enhanced_agent_bus.admission.seal import commitment
 from enhanced_agent_bus.admission.sight import Case
 from enhanced_agent_bus.deliberation import notes
@@ -196,9 +197,11 @@ class Rescue:
         )
         if decided.verdict != "refuse":
             parcel.added = list(decided.added)
-            leaves = parcel.arrival is None and self._desk.registry.nodes_of(parcel.envelope.recipient)
-            state = "handed_over" if leaves else "queued"
+            nodes = self._desk.registry.nodes_of(parcel.envelope.recipient) if parcel.arrival is None else ()
+            state = "handed_over" if nodes else "queued"
             state = "held" if decided.verdict == "hold" else state
+            if state == "handed_over":
+                entry.fields = leaving(decided.fields, nodes)
             if decided.verdict == "hold":
                 parcel.holds, parcel.hold_reasons = decided.hold, decided.reasons
                 seconds = min(hold.expires_seconds for hold in decided.hold)

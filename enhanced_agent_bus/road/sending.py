@@ -11,6 +11,7 @@ import orjson
 
 from enhanced_agent_bus.admission.chain import Decided
 from enhanced_agent_bus.admission.draft import Shaped
+from enhanced_agent_bus.admission.record import leaving
 from enhanced_agent_bus.admission.seal import SALT_BYTES, commitment, seal
 from enhanced_agent_bus.admission.sight import Case
 from enhanced_agent_bus.agent import Draft
@@ -280,6 +281,8 @@ class Sending:
             parcel.decision_id = decided.decision_id
             parcel.added = list(decided.added)
             parcel.state = self._first_state(parcel, decided, post)
+            if parcel.state == "handed_over":
+                entry.fields = leaving(decided.fields, self._desk.registry.nodes_of(envelope.recipient))
             parcel.stored = "queued" if parcel.state == "in_flight" else parcel.state
             entry.opening = Opening(
                 envelope,

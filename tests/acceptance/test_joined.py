@@ -28,7 +28,7 @@ Record = dict[str, Any]
 
 
 async def traffic(folder: Path, where: dict[str, Any]) -> None:
-    """Three nodes: what is delivered, answered, refused, dead, replayed on either side, sent again and left open."""
+    """Three nodes: what is delivered, answered, refused, dead, replayed on either side, parked, left open and away."""
     other = folder / "other"
     other.mkdir()
     audit = {"checkpoint_seconds": 0.05}
@@ -42,8 +42,9 @@ async def traffic(folder: Path, where: dict[str, Any]) -> None:
             bad = ValueError("no")
             await b.register("booker", Inbox({"booked": 7}, None, bad, None, bad, None), tenant="acme", retry=ONCE)
             await b.register("slow", door, tenant="acme")
+            await b.register("careful", Inbox(bad), tenant="acme", retry=Retry.manual())
             clerk = await c.register("clerk", Inbox(), tenant="acme")
-            await seen(a, "booker", "slow", "clerk")
+            await seen(a, "booker", "slow", "careful", "clerk")
             await desk.request("booker", {"trip": 1}, timeout=10)
             assert (await (await desk.send("clerk", id="plain")).outcome(timeout=10)).state == "delivered"
             assert (await (await desk.send("booker", {"loud": True}, id="loud")).outcome(timeout=10)).state == "refused"
@@ -56,10 +57,12 @@ async def traffic(folder: Path, where: dict[str, Any]) -> None:
                 assert (await replayer.replay(f"desk/{name}")).ok
                 await until(lambda: not a.status().accounting["dead_lettered"])
             await desk.send("slow", id="open")
-            await until(lambda: door.got)
+            await desk.send("careful", id="parked")
+            await until(lambda: door.got and b.status().accounting["parked"])
             await until(
                 lambda: witnessed(folder / "c", folder / "a") > witnessed(folder / "c", folder / "a", first=True)
             )
+        assert (await desk.send("slow", id="away")).ok
 
 
 def witnessed(home: Path, other: Path, *, first: bool = False) -> int:
@@ -146,11 +149,15 @@ def test_honest_logs_fit_together(begun: Path, exports: Exports, capsys: pytest.
         0,
     )
     assert joined["received"] >= 6
-    assert [(one["what"], one["message"]) for one in joined["listed"]] == [("open", "desk/open")]
+    waits = [("open", "desk/open"), ("open", "desk/parked"), ("on_its_way", "desk/away")]
+    assert [(one["what"], one["message"]) for one in joined["listed"]] == waits
+    sent = [exports.one("a", "decision", message_id=message) for _, message in waits]
+    named = [(one["seq"], one["decision"], one["origin"]) for one in joined["listed"]]
+    assert named == [(one["seq"], one["decision_id"], exports.origin("a")) for one in sent]
     assert verify(capsys, *exports.write(*"abc"), status=0)["joined"] == joined
     assert main(["audit", "verify", "--all", *exports.write(*"abc")]) == 0
     told = capsys.readouterr().out
-    assert f"open: desk/open ({exports.origin('a')} seq " in told
+    assert f"open: desk/open (decision {sent[0]['decision_id']}, {exports.origin('a')} seq " in told
     assert told.count("integrity") == 3
 
 
@@ -214,6 +221,16 @@ def refused_after_all(exports: Exports) -> None:
     end |= {"state": "refused", "code": "policy_denied"}
 
 
+def away_too_long(exports: Exports) -> None:
+    """It was let go, its time is over, and no node has ever seen it."""
+    exports.one("a", "decision", message_id="desk/away")["expires_us"] = 0
+
+
+def open_too_long(exports: Exports) -> None:
+    """The other node took it in, its time is over, and nobody says how it ended."""
+    exports.one("a", "decision", message_id="desk/open")["expires_us"] = 0
+
+
 def _ends(record: Record, message_id: str) -> bool:
     return bool(record["kind"] == "outcome" and record["message_id"] == message_id)
 
@@ -240,6 +257,8 @@ def _number(exports: Exports, name: str) -> None:
         (other_code, "other_end", "desk/loud", "b"),
         (no_end, "no_end", "desk/plain", "c"),
         (refused_after_all, "refused_and_delivered", "desk/plain", "c"),
+        (away_too_long, "never_arrived", "desk/away", None),
+        (open_too_long, "never_ended", "desk/open", "b"),
     ],
 )
 def test_a_lie_is_named_with_both_places(
@@ -260,6 +279,57 @@ def test_a_lie_is_named_with_both_places(
     assert one["other"] == (None if other is None else exports.origin(other))
     assert one["other_seq"] is not None or other is None
     assert one["why"]
+
+
+@pytest.mark.parametrize(
+    ("message", "gone", "what"),
+    [
+        ("desk/plain", [("a", "outcome", -1)], "notice_under_way"),
+        ("desk/plain", [("a", "outcome", -1), ("c", "outcome", -1)], "open"),
+        ("desk/plain", [("a", "outcome", -1), ("c", "outcome", -1), ("c", "decision", -1)], "on_its_way"),
+        ("desk/loud", [("a", "outcome", -1)], "notice_under_way"),
+        ("desk/again-a", [("a", "outcome", -1)], "notice_under_way"),
+        ("desk/again-a", [("a", "outcome", -1), ("b", "outcome", -1), ("b", "decision", -1)], "on_its_way"),
+    ],
+)
+def test_what_has_no_end_yet_is_where_its_newest_record_says(
+    message: str,
+    gone: list[tuple[str, str, int]],
+    what: str,
+    exports: Exports,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Ended and not heard of, arrived, or not arrived; a dead letter that was sent again is none of the first."""
+    for name, kind, nth in gone:
+        records = [one for one in exports.logs[name] if one["kind"] == kind and one["message_id"] == message]
+        records[nth]["message_id"] = "desk/another"
+    said = verify(capsys, *exports.write(*"abc"), status=1)["joined"]  # the others' checkpoints know better
+    assert [one["what"] for one in said["listed"] if one["message"] == message] == [what]
+    assert not [one for one in said["found"] if one["message"] == message]
+    for sent in exports.logs["a"]:
+        if sent["kind"] == "decision" and sent["message_id"] == message:
+            sent["expires_us"], sent["created_us"] = 0, 0 if sent["why"] == "send" else 10**17
+    over = verify(capsys, *exports.write(*"abc"), status=1)["joined"]
+    lost = {"open": ["never_ended"], "on_its_way": ["never_arrived"], "notice_under_way": []}[what]
+    assert [one["what"] for one in over["found"] if one["message"] == message] == lost
+
+
+def test_what_is_parked_for_somebody_is_no_loss(exports: Exports, capsys: pytest.CaptureFixture[str]) -> None:
+    """However long it waits."""
+    exports.one("a", "decision", message_id="desk/parked")["expires_us"] = 0
+    joined = verify(capsys, *exports.write(*"abc"), status=1)["joined"]
+    assert {one["what"] for one in joined["found"]} == {"checkpoint"}  # that was written anew
+    assert "parked" in next(one["why"] for one in joined["listed"] if one["message"] == "desk/parked")
+
+
+def test_a_message_that_was_lost_is_not_fine(exports: Exports, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where all else fits together, exit 1 and one line with its id, its node and its decision."""
+    away_too_long(exports)
+    assert main(["audit", "verify", "--all", *exports.write(*"abc")]) == 1
+    sent = exports.one("a", "decision", message_id="desk/away")
+    told = [line for line in capsys.readouterr().out.splitlines() if "never_arrived" in line]
+    place = f"decision {sent['decision_id']}, {exports.origin('a')} seq {sent['seq']}"
+    assert [line.partition(": no log")[0] for line in told] == [f"never_arrived: desk/away ({place})"]
 
 
 def test_a_log_that_is_left_out_is_asked_for(exports: Exports, capsys: pytest.CaptureFixture[str]) -> None:

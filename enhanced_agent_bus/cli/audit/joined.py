@@ -125,8 +125,8 @@ def show(joined: Joined | None) -> None:
     if joined is None:
         echo("joined         not looked at: mend or replace the log that is damaged first")
         return
-    said = [f"{counted(joined.received, 'message')} went from node to node", f"{joined.open} open on both"]
-    said.append(f"{joined.notice_under_way} whose notice is under way")
+    said = [f"{counted(joined.received, 'message')} went from node to node", f"{joined.on_its_way} on the way"]
+    said += [f"{joined.open} open on both", f"{joined.notice_under_way} whose notice is under way"]
     said += [f"{joined.twice} delivered twice"] if joined.twice else []
     said += [f"{joined.crossed} ended on both, each by itself"] if joined.crossed else []
     echo(f"joined         {'ok' if joined.ok else 'bad'}: {', '.join(said)}")
