@@ -247,11 +247,13 @@ def _transport(value: str) -> str:
 
 
 def _monitor(value: str) -> str:
-    """Raises: ValueError, for anything but the address of a monitoring port."""
-    parts = urlsplit(value)
-    if value and (parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or "@" in value):
-        raise ValueError("it is no address of a NATS server's monitoring port")
-    return value.rstrip("/")
+    """Raises: ValueError, for anything but addresses of monitoring ports."""
+    addresses = value.split(",") if value else []
+    for one in addresses:
+        parts = urlsplit(one)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or "@" in one:
+            raise ValueError("it is no address of a NATS server's monitoring port")
+    return ",".join(one.rstrip("/") for one in addresses)
 
 
 class Transport(Section):
@@ -274,7 +276,9 @@ class Transport(Section):
     tls_key: Path | None = None
     replicas: Annotated[int, Field(ge=1, le=5)] = 1
     monitor: Annotated[
-        str, AfterValidator(_monitor), Field(description='"" or "http://host:port", the server\'s monitoring port')
+        str,
+        AfterValidator(_monitor),
+        Field(description='"" or "http://host:port", the monitoring port of a server, several with commas'),
     ] = ""
 
     @field_validator("creds_file", "nkey_file", "tls_ca", "tls_cert", "tls_key", "replicas", "monitor")

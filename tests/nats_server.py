@@ -8,11 +8,12 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import httpx
 import pytest
 
 BINARY: Final = Path(__file__).resolve().parent.parent / ".tools" / "bin" / "nats-server"
@@ -33,13 +34,19 @@ def free_port() -> int:
 class NatsServer:
     """One server on a port of its own. It ends with this process at the latest."""
 
-    def __init__(self, folder: Path, *, sync: str = "always", jetstream: bool = True, extra: str = "") -> None:
+    def __init__(
+        self, folder: Path, *, sync: str = "always", jetstream: bool = True, extra: str = "", name: str = ""
+    ) -> None:
         self.folder = folder
+        self.name = name
         self.port = free_port()
         self.monitor = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         store = JETSTREAM.format(store=str(folder / "store"), sync=sync) if jetstream else ""
-        config = f"listen: 127.0.0.1:{self.port}\nhttp: 127.0.0.1:{self.monitor}\nmax_payload: 8M\n{store}\n{extra}\n"
+        named = f"server_name: {name}\n" if name else ""
+        config = (
+            f"listen: 127.0.0.1:{self.port}\nhttp: 127.0.0.1:{self.monitor}\nmax_payload: 8M\n{named}{store}\n{extra}\n"
+        )
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "server.conf").write_text(config, encoding="utf-8")
 
@@ -58,18 +65,26 @@ class NatsServer:
 
     def start(self) -> None:
         """Returns once it answers."""
+        self.launch()
+        self.answers()
+
+    def launch(self) -> None:
+        """Returns at once."""
         if not BINARY.is_file():
             pytest.fail(f"{BINARY} is missing: `make test` installs it, once")
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [BINARY, "--config", self.folder / "server.conf"], stdout=log, stderr=log, stdin=subprocess.DEVNULL
             )
+
+    def answers(self) -> None:
+        """Returns once it does."""
         deadline = time.monotonic() + READY_SECONDS_MAX
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1.0) as answer:
                 if answer.recv(5).startswith(b"INFO"):
                     return
-            if self._process.poll() is not None:
+            if self._process is None or self._process.poll() is not None:
                 break
             time.sleep(0.01)
         pytest.fail(f"the NATS server did not start:\n{(self.folder / 'server.log').read_text(encoding='utf-8')}")
@@ -103,6 +118,80 @@ def running(folder: Path, *, sync: str = "always", jetstream: bool = True, extra
         yield server
     finally:
         server.stop()
+
+
+class NatsCluster:
+    """Three servers that are one cluster."""
+
+    def __init__(self, folder: Path, *, sync: Sequence[str] = ("always", "always", "always")) -> None:
+        routes = [free_port() for _ in sync]
+        joined = ", ".join(f"nats://127.0.0.1:{port}" for port in routes)
+        self.servers = [
+            NatsServer(
+                folder / f"n{number}",
+                sync=how,
+                name=f"n{number}",
+                extra=f"cluster {{ name: c, listen: 127.0.0.1:{port}, routes: [{joined}] }}",
+            )
+            for number, (how, port) in enumerate(zip(sync, routes, strict=True), 1)
+        ]
+
+    @property
+    def url(self) -> str:
+        return ",".join(server.url for server in self.servers)
+
+    @property
+    def monitor_url(self) -> str:
+        return ",".join(server.monitor_url for server in self.servers)
+
+    def start(self) -> None:
+        """Returns once they have chosen who leads JetStream, and all of them have its store."""
+        for server in self.servers:
+            server.launch()
+        for server in self.servers:
+            server.answers()
+        deadline = time.monotonic() + READY_SECONDS_MAX
+        while not all(self.is_ready(server) for server in self.servers):
+            if time.monotonic() > deadline:
+                pytest.fail("the cluster did not start")
+            time.sleep(0.02)
+
+    def leader(self, stream: str) -> NatsServer:
+        """The server that leads a stream now."""
+        while True:
+            for server in self.servers:
+                for account in _read(f"{server.monitor_url}/jsz?streams=true").get("account_details", ()):
+                    for one in account.get("stream_detail", ()):
+                        name = (one.get("cluster") or {}).get("leader", "")
+                        if one["name"] == stream and name == server.name:
+                            return server
+            time.sleep(0.02)
+
+    @staticmethod
+    def is_ready(server: NatsServer) -> bool:
+        """It has heard of a leader, and says to be up to date with it."""
+        meta = _read(f"{server.monitor_url}/jsz").get("meta_cluster") or {}
+        return bool(meta.get("leader")) and _read(f"{server.monitor_url}/healthz").get("status") == "ok"
+
+
+def _read(address: str) -> dict[str, Any]:
+    """A document of a monitoring port; empty where it does not answer."""
+    try:
+        return dict(httpx.get(address, trust_env=False).json())
+    except (httpx.HTTPError, ValueError):
+        return {}
+
+
+@contextmanager
+def cluster(folder: Path, *, sync: Sequence[str] = ("always", "always", "always")) -> Iterator[NatsCluster]:
+    """A cluster of one's own."""
+    servers = NatsCluster(folder, sync=sync)
+    try:
+        servers.start()
+        yield servers
+    finally:
+        for server in servers.servers:
+            server.kill()
 
 
 class Proxy:

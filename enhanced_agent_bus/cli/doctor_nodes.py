@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 CLOCK_SECONDS_MAX: Final = 1.0
 CLOCKS: Final = "have all machines keep time (chrony, systemd-timesyncd): tickets and expiries go by these clocks"
 REMEDIES: Final = {
-    "nats_sync": "set `sync_interval: always` under `jetstream` on the server, and transport.monitor here",
+    "nats_sync": "set `sync_interval: always` under `jetstream` on each server, and transport.monitor to their ports",
     "nats_unencrypted": "set up TLS on the server, and name its CA in transport.tls_ca",
     "nats_memory_storage": "remove that stream while no node runs; the first node makes it again on disk",
     "nats_replicas": "raise the replicas of these streams (`nats stream edit`), or lower transport.replicas",

@@ -53,7 +53,7 @@ class Access:
             if path is not None:
                 options[key] = str(self._usable(key, path))
         if self.wants_tls:
-            options["tls"] = self._tls()
+            options["tls"] = self.context()
         return options
 
     def _usable(self, key: str, path: Path) -> Path:
@@ -79,7 +79,8 @@ class Access:
             ) from None
         return path
 
-    def _tls(self) -> ssl.SSLContext:
+    def context(self) -> ssl.SSLContext:
+        """For TLS with the server. Raises: ConfigInvalid, where a file cannot be used."""
         try:
             context = ssl.create_default_context(cafile=self.tls_ca)
             if self.tls_cert is not None:

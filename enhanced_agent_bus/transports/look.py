@@ -13,7 +13,8 @@ from enhanced_agent_bus.transports.access import Access
 from enhanced_agent_bus.transports.buckets import NatsBucket
 from enhanced_agent_bus.transports.jetstream import NOT_ENABLED, NOT_FOUND, ApiError, asked
 from enhanced_agent_bus.transports.line import Line
-from enhanced_agent_bus.transports.server import Weakness, inspected
+from enhanced_agent_bus.transports.monitor import said_at
+from enhanced_agent_bus.transports.server import Weakness, weaknesses
 from enhanced_agent_bus.transports.subjects import (
     INFO,
     bucket_name,
@@ -64,12 +65,12 @@ async def _look(line: Line, access: Access, bus: str, replicas: int, monitor: st
     after = time.time()
     names = [bucket_name(bus, bucket) for bucket in BUCKETS]
     kept = [letters, *[await _info(line, bucket_stream(name)) for name in names]]
-    configs = [one["config"] for one in kept if one is not None]
+    streams = [one for one in kept if one is not None]
     item = None if letters is None else await NatsBucket(line, bucket_name(bus, "bus"), set()).get("id")
     return Seen(
         version=str(line.info.get("version", "")),
         milliseconds=milliseconds,
-        weaknesses=await inspected(access, line.info, configs, monitor, replicas),
+        weaknesses=weaknesses(access, line.info, streams, await said_at(monitor, access), replicas),
         bus_id=None if item is None or item.value is None else item.value.decode(),
         letters=0 if letters is None else int(letters["state"]["messages"]),
         ahead_seconds=None if letters is None else _ahead(letters, before, after),

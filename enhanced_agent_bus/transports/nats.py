@@ -6,15 +6,17 @@ settled, either age would remove letters that nobody has read yet, or settled on
 
 The price: what the server knows of duplicates is in its memory once they are settled. One that was started again is
 told by its new id, and `times` of what it took within the window before that counts from two. Which server that is
-stands in a bucket of its own. Of the servers of a cluster nobody here knows when they were started, nor whether each
-has every duplicate; but with replicas one that is left has them.
+stands in a bucket of its own. In a cluster it is the leader of the letters' stream that has to know them: one that was
+elected since is treated like a server that was started again, for it may be.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import math
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -36,8 +38,9 @@ from enhanced_agent_bus.transports.jetstream import (
     published,
 )
 from enhanced_agent_bus.transports.line import Line, NobodyAnswers
+from enhanced_agent_bus.transports.monitor import Said, said_at
 from enhanced_agent_bus.transports.names import checked_box, checked_bucket, checked_bus, checked_letter, token
-from enhanced_agent_bus.transports.server import Weakness, inspected
+from enhanced_agent_bus.transports.server import Weakness, weaknesses
 from enhanced_agent_bus.transports.subjects import (
     INFO,
     SERVERS,
@@ -56,6 +59,11 @@ HEADERS_BYTES_MAX: Final = 2048  # a box of 160 characters and an id of 256, as 
 ANSWER_SECONDS_MAX: Final = 5.0
 PING_SECONDS: Final = 2.0
 RETRY_SECONDS: Final = 0.2
+#: In a cluster: nobody tells a client that a stream has another leader, or is on another server.
+LOOK_SECONDS: Final = 5.0
+ELECTION_SECONDS_MAX: Final = 15.0
+UNAVAILABLE: Final = 503
+MONITOR_LOOKS: Final = 12  # the monitoring ports are asked each so many times
 
 
 class NatsTransport:
@@ -74,7 +82,8 @@ class NatsTransport:
         self._ack_seconds = ack_seconds
         self._dedup_seconds = dedup_seconds
         self._replicas = replicas
-        self._configs: dict[str, Mapping[str, Any]] = {}
+        self._streams: dict[str, Mapping[str, Any]] = {}  # as STREAM.INFO has them
+        self._said: list[Said] = []  # by the monitoring ports
         self._certain_us = math.inf  # from when on the server knows every duplicate within the window
         self._servings: set[Serving] = set()
         self._watches: set[Watch] = set()
@@ -95,7 +104,8 @@ class NatsTransport:
     @property
     def bytes_max(self) -> int:
         payload = int(self._line.info.get("max_payload", 0))
-        largest = int(self._configs.get(self._stream, {}).get("max_msg_size", -1))
+        stream = self._streams.get(self._stream)
+        largest = -1 if stream is None else int(stream["config"].get("max_msg_size", -1))
         return max(0, min(payload, largest if largest > 0 else payload) - HEADERS_BYTES_MAX)
 
     async def post(self, letter: Letter) -> None:
@@ -155,23 +165,61 @@ class NatsTransport:
 
     async def prepare(self, monitor: str, stream_bytes: int) -> None:
         """Makes what the bus needs on a server, and looks at it. Raises: ConfigInvalid, TransportAway."""
+        deadline = time.monotonic() + ELECTION_SECONDS_MAX
+        while True:
+            try:
+                await self._make(stream_bytes)
+                break
+            except TransportAway:
+                if not self._elects or time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(RETRY_SECONDS)
+        self._monitor = monitor
+        await self._inspect()
+        self._ready = True
+        self._line.run(self._look_on())
+
+    async def _make(self, stream_bytes: int) -> None:
+        """Raises: ConfigInvalid, TransportAway."""
         try:
             await asked(self._line, INFO)
             await self._ensure(self._letters(stream_bytes))
             await self._look_at_server()
         except ApiError as error:
+            if self._elects and error.code == UNAVAILABLE and error.number not in NOT_ENABLED:
+                raise away(self._line, error) from None
             raise self._unfit(error) from None
         except NobodyAnswers:
+            if self._elects:
+                raise
             raise self._unfit(None) from None
-        self._monitor = monitor
-        await self._inspect()
-        self._ready = True
+
+    @property
+    def _elects(self) -> bool:
+        """Whether the server is one of a cluster, which takes some seconds to choose who leads a stream."""
+        return self._line.connected and bool(self._line.info.get("cluster"))
 
     async def _inspect(self) -> None:
-        """What is weak about the server of this connection; the monitoring port may take its time."""
-        streams = list(self._configs.values())
-        found = await inspected(self._access, self._line.info, streams, self._monitor, self._replicas)
+        """What is weak about the server of this connection, and about its cluster; the ports may take their time."""
+        self._said = await said_at(self._monitor, self._access)
+        self._weigh()
+
+    def _weigh(self) -> None:
+        found = weaknesses(self._access, self._line.info, list(self._streams.values()), self._said, self._replicas)
         self.weaknesses = tuple(found)
+
+    async def _look_on(self) -> None:
+        """While the servers are a cluster: its streams change places without a word to us."""
+        for number in itertools.count(1):
+            await asyncio.sleep(LOOK_SECONDS)
+            if not self._elects:
+                continue
+            with contextlib.suppress(TransportAway, ApiError, ConfigInvalid):
+                await self._look_at_server()
+                if number % MONITOR_LOOKS == 0:
+                    for name in list(self._streams):
+                        self._streams[name] = await asked(self._line, stream_info(name))
+                    await self._inspect()
 
     def _unfit(self, error: ApiError | None) -> ConfigInvalid:
         if error is None or error.number in NOT_ENABLED:
@@ -205,16 +253,17 @@ class NatsTransport:
         """Makes a stream, or takes the one that there is. Raises: ApiError, ConfigInvalid, TransportAway."""
         name = wanted["name"]
         try:
-            there = (await asked(self._line, stream_info(name)))["config"]
+            stream = await self._asked(stream_info(name))
         except ApiError as error:
             if error.code != NOT_FOUND:
                 raise
             try:
-                there = (await asked(self._line, stream_create(name), wanted))["config"]
+                stream = await self._asked(stream_create(name), wanted)
             except ApiError as other:
                 if other.number != STREAM_EXISTS:  # else another node was first
                     raise
-                there = (await asked(self._line, stream_info(name)))["config"]
+                stream = await self._asked(stream_info(name))
+        there = stream["config"]
         fixed = ("subjects", "retention", "discard", "max_msgs_per_subject")
         wrong = [key for key in fixed if there.get(key) != wanted.get(key, there.get(key))]
         if wrong or there.get("max_age") or there.get("sealed"):
@@ -225,8 +274,18 @@ class NatsTransport:
             )
         if there["duplicate_window"] < wanted["duplicate_window"]:  # raised, and never lowered: others may count on it
             longer = {**there, "duplicate_window": wanted["duplicate_window"]}
-            there = (await asked(self._line, stream_update(name), longer))["config"]
-        self._configs[name] = there
+            stream = await asked(self._line, stream_update(name), longer)
+        self._streams[name] = stream
+
+    async def _asked(self, what: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Asked of a stream's leader; in a cluster an election is waited for. Raises: ApiError, TransportAway."""
+        deadline = time.monotonic() + ELECTION_SECONDS_MAX
+        while True:
+            try:
+                return await asked(self._line, what, body)
+            except TransportAway:
+                if not self._elects or time.monotonic() > deadline:
+                    raise
 
     async def _bucket(self, name: str) -> NatsBucket:
         full = bucket_name(self._bus, name)
@@ -234,14 +293,15 @@ class NatsTransport:
             await self._ensure(bucket_config(full, self._replicas))
         except ApiError as error:
             raise away(self._line, error) from None
+        self._weigh()
         return NatsBucket(self._line, full, self._watches)
 
     async def _look_at_server(self) -> None:
-        """Notes when the server was first seen after it was started. Raises: TransportAway."""
+        """Notes when the server was first seen after it was started, or elected. Raises: TransportAway."""
         bucket = await self._bucket(SERVERS)
-        mine = orjson.dumps(str(self._line.info.get("server_id")))
-        if self._line.info.get("cluster"):
-            self._certain_us = 0
+        mine = await self._who_knows()
+        if mine is None:
+            self._certain_us = math.inf
             return
         known = await bucket.newest("server")
         if known is None or known.value != mine:
@@ -250,6 +310,18 @@ class NatsTransport:
         revision, seen_us = await bucket.set_at("server")
         first = revision == 1  # nothing was settled before it
         self._certain_us = 0 if first else seen_us + self._dedup_seconds * 1_000_000
+
+    async def _who_knows(self) -> bytes | None:
+        """Names the server that knows each letter that it took; None where nobody can tell. Raises: TransportAway."""
+        if not self._line.info.get("cluster"):
+            return orjson.dumps(str(self._line.info.get("server_id")))
+        try:
+            stream = self._streams[self._stream] = await self._asked(stream_info(self._stream))
+        except ApiError as error:
+            raise away(self._line, error) from None
+        cluster = stream.get("cluster") or {}
+        leader, since = cluster.get("leader"), cluster.get("leader_since")  # of one replica nothing is said
+        return orjson.dumps([leader, since]) if leader and since else None
 
     def _up(self) -> None:
         self._line.run(self._arrive())

@@ -1,46 +1,52 @@
-"""What is weaker about a NATS server than acknowledging what is on disk, as far as a client can read it.
+"""What is weaker about NATS servers than acknowledging what is on disk, as far as a client can know it.
 
-A client of an ordinary account is told the server's version and its streams, and nothing of `sync_interval`: that
-stands on the monitoring port alone (`/varz`), and in what the system account may ask for.
+A client of an ordinary account is told the version of the server of its connection, its streams and the names of the
+servers that hold them, and nothing of `sync_interval`: that stands on the monitoring port of each server alone, and in
+what the system account may ask for. What is not known is weak. Not here: asking (monitor).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-import httpx
-
 from enhanced_agent_bus.transports.access import Access
+from enhanced_agent_bus.transports.monitor import Said, of_one_cluster
 
 VERSION_WANTED: Final = (2, 15)
-MONITOR_SECONDS_MAX: Final = 2.0
+ALWAYS: Final = "sync_interval: always"
 
 
 class Weakness(NamedTuple):
-    """The name of a weakening, and what it is about this server."""
+    """The name of a weakening, and what it is about these servers."""
 
     name: str
     sentence: str
 
 
-async def inspected(
-    access: Access, info: Mapping[str, Any], streams: list[Mapping[str, Any]], monitor: str, replicas: int
+def weaknesses(
+    access: Access, info: Mapping[str, Any], streams: Sequence[Mapping[str, Any]], said: Sequence[Said], replicas: int
 ) -> list[Weakness]:
-    """From what the server said of itself, its streams' configurations, and its monitoring port where one is named."""
-    found = [*_version(info), *_encryption(access, info), *_storage(streams, replicas)]
-    sync = await _sync(info, streams, monitor)
-    return sorted(found if sync is None else [*found, sync])
+    """From what the connection's server said of itself, how its streams are (STREAM.INFO), and the monitoring ports."""
+    configs = [one["config"] for one in streams]
+    found = [*_version(info, said), *_encryption(access, info), *_storage(configs, replicas)]
+    sync = _sync(info, streams, said)
+    return sorted(found if sync is None else [*found, Weakness("nats_sync", sync)])
 
 
-def _version(info: Mapping[str, Any]) -> list[Weakness]:
-    version = str(info.get("version", ""))
-    numbers = re.match(r"(\d+)\.(\d+)", version)
-    if numbers and tuple(map(int, numbers.groups())) >= VERSION_WANTED:
+def _version(info: Mapping[str, Any], said: Sequence[Said]) -> list[Weakness]:
+    versions = {str(info.get("version", "")), *(one.version for one in of_one_cluster(info["server_id"], said))}
+    old = sorted(version for version in versions if not _is_wanted(version))
+    if not old:
         return []
     wanted = ".".join(map(str, VERSION_WANTED))
-    return [Weakness("nats_version", f"the NATS server is version {version or 'unknown'}; {wanted} or later is tested")]
+    return [Weakness("nats_version", f"the NATS server is version {old[0] or 'unknown'}; {wanted} or later is tested")]
+
+
+def _is_wanted(version: str) -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return numbers is not None and tuple(map(int, numbers.groups())) >= VERSION_WANTED
 
 
 def _encryption(access: Access, info: Mapping[str, Any]) -> list[Weakness]:
@@ -49,12 +55,12 @@ def _encryption(access: Access, info: Mapping[str, Any]) -> list[Weakness]:
     return [Weakness("nats_unencrypted", f"{access.shown} is another machine, and the connection has no TLS")]
 
 
-def _storage(streams: list[Mapping[str, Any]], replicas: int) -> list[Weakness]:
+def _storage(configs: Sequence[Mapping[str, Any]], replicas: int) -> list[Weakness]:
     found = []
-    memory = sorted(str(one["name"]) for one in streams if one.get("storage") != "file")
+    memory = sorted(str(one["name"]) for one in configs if one.get("storage") != "file")
     if memory:
         found.append(Weakness("nats_memory_storage", f"kept in the server's memory alone: {', '.join(memory)}"))
-    fewer = sorted(str(one["name"]) for one in streams if int(one.get("num_replicas", 1)) < replicas)
+    fewer = sorted(str(one["name"]) for one in configs if int(one.get("num_replicas", 1)) < replicas)
     if fewer:
         found.append(
             Weakness("nats_replicas", f"fewer than the {replicas} replicas of transport.replicas: {', '.join(fewer)}")
@@ -62,27 +68,67 @@ def _storage(streams: list[Mapping[str, Any]], replicas: int) -> list[Weakness]:
     return found
 
 
-async def _sync(info: Mapping[str, Any], streams: list[Mapping[str, Any]], monitor: str) -> Weakness | None:
-    late = sorted(str(one["name"]) for one in streams if one.get("persist_mode") == "async")
+def _sync(info: Mapping[str, Any], streams: Sequence[Mapping[str, Any]], said: Sequence[Said]) -> str | None:
+    """None where everything that is acknowledged is known to be on disk first."""
+    configs = [one["config"] for one in streams]
+    late = sorted(str(one["name"]) for one in configs if one.get("persist_mode") == "async")
     if late:
-        return Weakness("nats_sync", f"acknowledged before they are written (persist_mode async): {', '.join(late)}")
+        return f"acknowledged before they are written (persist_mode async): {', '.join(late)}"
     if info.get("cluster"):
-        return Weakness("nats_sync", "whether every server of a cluster has sync_interval: always is not known here")
-    if not monitor:
-        return Weakness(
-            "nats_sync",
-            "whether the server has sync_interval: always cannot be read through its client port; "
-            "name its monitoring port in transport.monitor",
+        return _sync_of_cluster(info, streams, said)
+    if not said:
+        return (
+            f"whether the server has {ALWAYS} cannot be read through its client port; "
+            "name its monitoring port in transport.monitor"
         )
-    try:
-        async with httpx.AsyncClient(timeout=MONITOR_SECONDS_MAX, trust_env=False) as client:
-            answer = (await client.get(f"{monitor}/varz")).raise_for_status().json()
-        config, server = answer["jetstream"]["config"], answer["server_id"]
-        always = config.get("sync_always", False) is True
-    except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
-        return Weakness("nats_sync", f"{monitor}/varz does not say whether the server has sync_interval: always")
-    if server != info.get("server_id"):
-        return Weakness("nats_sync", f"{monitor} belongs to another server than the one of transport.url")
-    if always:
+    ours = of_one_cluster(info["server_id"], said)
+    if not ours:
+        return _foreign(said)
+    return None if ours[0].always else f"the server acknowledges before fsync; it needs {ALWAYS} under jetstream"
+
+
+def _sync_of_cluster(info: Mapping[str, Any], streams: Sequence[Mapping[str, Any]], said: Sequence[Said]) -> str | None:
+    """By the names of the servers that hold the bus: names are given once in a cluster, and only ours are looked at."""
+    if not said:
+        return (
+            f"whether the servers of the cluster have {ALWAYS} cannot be read through their client ports; "
+            "name the monitoring port of each in transport.monitor, with commas"
+        )
+    ours = of_one_cluster(info["server_id"], said)
+    if not ours:
+        return _foreign(said)
+    known = {one.name: one.always for one in ours}
+    holders = sorted(holding(streams) or {str(info.get("server_name", "")), *known})
+    late = [name for name in holders if not known.get(name, True)]
+    unknown = [name for name in holders if name not in known]
+    if not late and not unknown:
         return None
-    return Weakness("nats_sync", "the server acknowledges before fsync; it needs sync_interval: always under jetstream")
+    always = [name for name in holders if known.get(name)]
+    told = [
+        f"{', '.join(names)} {what}"
+        for names, what in (
+            (late, f"acknowledge before fsync and need {ALWAYS} under jetstream"),
+            (unknown, "did not say (transport.monitor names no port of theirs that answers)"),
+            (always, "sync always"),
+        )
+        if names
+    ]
+    return f"of the servers that hold the bus {'; '.join(told)}"
+
+
+def holding(streams: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The names of the servers that any of the streams is on; empty outside a cluster."""
+    found = set[str]()
+    for one in streams:
+        cluster = one.get("cluster") or {}
+        replicas = cluster.get("replicas") or ()
+        found |= {str(name) for name in (cluster.get("leader"), *(each.get("name") for each in replicas)) if name}
+    return found
+
+
+def _foreign(said: Sequence[Said]) -> str:
+    """None of the ports is of a server that we are connected with, or of its cluster."""
+    silent = [one.monitor for one in said if not one.id]
+    if silent:
+        return f"{', '.join(f'{one}/varz' for one in silent)} does not say whether the server has {ALWAYS}"
+    return f"{', '.join(one.monitor for one in said)} belongs to another server than the one of transport.url"
