@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from enhanced_agent_bus.engines.worker import STARTS_MAX, WorkerEngine, WorkerLostError
+from enhanced_agent_bus.engines.link import WorkerLostError
+from enhanced_agent_bus.engines.worker import STARTS_MAX, WorkerEngine
 from enhanced_agent_bus.errors import EngineMissing
 from enhanced_agent_bus.verdict import Answer
 from tests.support import write_constitution
@@ -255,7 +256,7 @@ async def test_a_worker_that_stands_still_while_it_loads_is_replaced(
     """Loading may take long; a worker that does not even say that it lives is ended before that time is over."""
     program, starts = fake(tmp_path, "pass")
     engine = await WorkerEngine.start(program, workers=1)
-    monkeypatch.setattr("enhanced_agent_bus.engines.worker.PROBE_SECONDS", 0.2)
+    monkeypatch.setattr("enhanced_agent_bus.engines.link.PROBE_SECONDS", 0.2)
     try:
         with pytest.raises(WorkerLostError, match="did not answer stats"):
             await asyncio.wait_for(engine.load(write_constitution(tmp_path / "policies")), SECONDS)
@@ -268,8 +269,8 @@ async def test_a_worker_that_stands_still_before_it_greets_does_not_end_the_staf
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its time may be over while it is just being looked at: that is a worker that was lost, and nothing else."""
-    monkeypatch.setattr("enhanced_agent_bus.engines.worker.HELLO_SECONDS", 0.2)
-    monkeypatch.setattr("enhanced_agent_bus.engines.worker.PROBE_SECONDS", 0.15)
+    monkeypatch.setattr("enhanced_agent_bus.engines.process.HELLO_SECONDS", 0.2)
+    monkeypatch.setattr("enhanced_agent_bus.engines.link.PROBE_SECONDS", 0.15)
     program = tmp_path / "silent"
     program.write_text("#!/bin/sh\nexec sleep 600\n")
     program.chmod(0o755)
