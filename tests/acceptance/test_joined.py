@@ -367,6 +367,47 @@ def test_the_others_are_witnesses_of_a_log(
     assert any(said in one["why"] for one in found)
 
 
+def kept(begun: Path, folder: Path, name: str) -> list[str]:
+    """The arguments that name a checkpoint of a home which was kept elsewhere."""
+    file = folder / f"{name}.checkpoint"
+    shutil.copy(begun / name / "checkpoint", file)
+    return ["--checkpoint", str(file)]
+
+
+def test_a_kept_checkpoint_is_of_the_log_that_it_names(
+    begun: Path, exports: Exports, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In whatever order they are given each anchors its own log, and shows that the end of that one was cut off."""
+    given = [*kept(begun, tmp_path, "c"), *kept(begun, tmp_path, "a")]
+    logs = verify(capsys, *exports.write(*"abc"), *given, status=0)["logs"]
+    assert [logs[exports.origin(name)]["unanchored"] for name in "ac"] == [0, 0]
+    assert main(["audit", "verify", "--all", *exports.write(*"abc"), *given]) == 0
+    assert capsys.readouterr().out.count("records are the first of this log") == 2
+    last = exports.logs["a"].pop()
+    assert last["kind"] == "checkpoint"
+    exports.logs["a"].pop()
+    cut = verify(capsys, *exports.write(*"abc"), *given, status=1)["logs"]
+    assert cut[exports.origin("a")]["first_bad"]["damage"] == "truncated"
+    assert cut[exports.origin("c")]["first_bad"] is None
+
+
+def test_a_checkpoint_of_no_log_that_was_named_is_wrong_usage(
+    begun: Path, exports: Exports, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor can there be two of one log, nor what is none; exit 2 says which file."""
+    of_c = kept(begun, tmp_path, "c")
+    assert main(["audit", "verify", "--all", *exports.write(*"ab"), *of_c]) == 2
+    assert f"is of {exports.origin('c')}, which is none of these logs" in capsys.readouterr().err
+    assert main(["audit", "verify", "--all", *exports.write(*"abc"), *of_c, *of_c]) == 2
+    assert "are of one log" in capsys.readouterr().err
+    junk = tmp_path / "junk"
+    junk.write_bytes(b"\xff\n")
+    assert main(["audit", "verify", "--all", *exports.write(*"abc"), "--checkpoint", str(junk)]) == 2
+    assert "no checkpoint" in capsys.readouterr().err
+    assert main(["audit", "verify", str(begun / "c"), *of_c, *of_c]) == 2
+    assert "several" in capsys.readouterr().err
+
+
 def test_the_joining_alone_needs_no_more_than_the_standard_library(exports: Exports, tmp_path: Path) -> None:
     """An auditor copies one file, and gets the same lines and the same exit status."""
     script = shutil.copy(alone.__file__, tmp_path / "joined.py")

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from enhanced_agent_bus.cli.audit.witness import kept_checkpoint
 from enhanced_agent_bus.cli.faults import CliError
 from enhanced_agent_bus.cli.render import counted, echo, safe
 from enhanced_agent_bus.cli.session import Json
@@ -45,6 +46,23 @@ def keys_of(paths: Sequence[Path], named: Sequence[Path]) -> list[Path]:
             what = f"nobody named the key of {path}, the log of {name}"
             raise CliError(what, remedy="name its `keys/log.vkey` with --key FILE, once for each export", code="file")
         found.append(fits[0])
+    return found
+
+
+def checkpoints_of(names: Sequence[str], files: Sequence[Path]) -> dict[str, Path]:
+    """The checkpoint that was kept of each log, by the origin that it names.
+
+    Raises: CliError, for what is no checkpoint, of none of these logs, or the second one of a log.
+    """
+    found: dict[str, Path] = {}
+    for file in files:
+        origin = kept_checkpoint(file).text.partition("\n")[0]
+        if origin not in names:
+            raise CliError(f"the checkpoint {file} is of {origin}, which is none of these logs", remedy="leave it out")
+        if origin in found:
+            what = f"the checkpoints {found[origin]} and {file} are of one log, {origin}"
+            raise CliError(what, remedy="name one of them, or both as witnesses with --witness FILE")
+        found[origin] = file
     return found
 
 

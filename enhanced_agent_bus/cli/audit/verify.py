@@ -37,7 +37,9 @@ def verify(
     log: Annotated[list[Path] | None, typer.Argument(metavar="[FILE|HOME]", help="An export or a home.")] = None,
     *,
     every: Annotated[bool, typer.Option("--all", help="Several nodes' logs, and whether they fit together.")] = False,
-    checkpoint: Annotated[Path | None, typer.Option(metavar="FILE", help="One that was kept elsewhere.")] = None,
+    checkpoint: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="One that was kept elsewhere; with --all, one a log.")
+    ] = None,
     key: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="The log's vkey, or a PEM; with --all, repeatable.")
     ] = None,
@@ -60,22 +62,21 @@ def verify(
     for path in log or ():
         _require_log(path)
     if every:
-        if checkpoint is not None:
-            raise CliError(
-                "--checkpoint is of one log", remedy="name witnesses with --witness, or verify that log alone"
-            )
-        return _verify_all(session, log or [], key or [], witness or [], require_anchor=require_anchor)
-    if len(log or ()) > 1 or len(key or ()) > 1:
-        raise CliError("several logs were named", remedy="name one, or give --all to hold them against each other")
+        given = (log or [], key or [], checkpoint or [], witness or [])
+        return _verify_all(session, *given, require_anchor=require_anchor)
+    if any(len(given or ()) > 1 for given in (log, key, checkpoint)):
+        what = "several logs, keys or checkpoints were named"
+        raise CliError(what, remedy="name one of each, or give --all to hold several logs against each other")
     path = log[0] if log else session.existing_home()
     vkey = key[0] if key else (path if path.is_dir() else session.home) / "keys" / "log.vkey"
     kept: Sequence[Kept] = named_witnesses(witness) if witness else configured_witnesses(path)
-    report, kept = verified(path, vkey, checkpoint, kept)
+    outside = checkpoint[0] if checkpoint else None
+    report, kept = verified(path, vkey, outside, kept)
     verdict = asdict(report) | {"witnesses": [one.document(report) for one in kept]}
     if session.json:
         print_json(verdict)
     else:
-        more = _compared(verdict, checkpoint, require_anchor=require_anchor)
+        more = _compared(verdict, outside, require_anchor=require_anchor)
         show_verdict(session, verdict, [*more, *_what_to_do(verdict, of_home=path.is_dir())])
     return faults.DONE if is_fine(verdict, require_anchor=require_anchor) else faults.FOUND
 
@@ -108,16 +109,24 @@ def _require_export(path: Path) -> None:
 
 
 def _verify_all(
-    session: Session, paths: Sequence[Path], keys: Sequence[Path], witnesses: Sequence[str], *, require_anchor: bool
+    session: Session,
+    paths: Sequence[Path],
+    keys: Sequence[Path],
+    checkpoints: Sequence[Path],
+    witnesses: Sequence[str],
+    *,
+    require_anchor: bool,
 ) -> int:
     """Each log as `verify` does, then all of them against each other, where none of them is damaged."""
     vkeys = several.keys_of(paths, keys)
+    names = {path: vkey.read_text(encoding="ascii").partition("+")[0] for path, vkey in zip(paths, vkeys, strict=True)}
+    outside = several.checkpoints_of(list(names.values()), checkpoints)
     kept = named_witnesses(witnesses) if witnesses else None
     verdicts: dict[Path, dict[str, Json]] = {}
     for path, vkey in zip(paths, vkeys, strict=True):
-        report, theirs = verified(path, vkey, None, configured_witnesses(path) if kept is None else kept)
+        own = configured_witnesses(path) if kept is None else kept
+        report, theirs = verified(path, vkey, outside.get(names[path]), own)
         verdicts[path] = asdict(report) | {"witnesses": [one.document(report) for one in theirs]}
-    names = {path: vkey.read_text(encoding="ascii").partition("+")[0] for path, vkey in zip(paths, vkeys, strict=True)}
     joined = None
     if all(verdict["integrity"] == "ok" for verdict in verdicts.values()):
         joined = several.join(paths, vkeys)
@@ -128,7 +137,7 @@ def _verify_all(
     else:
         for path, verdict in verdicts.items():
             echo(f"{names[path]} ({safe(path)})")
-            more = _compared(verdict, None, require_anchor=require_anchor)
+            more = _compared(verdict, outside.get(names[path]), require_anchor=require_anchor)
             show_verdict(session, verdict, [*more, *_what_to_do(verdict, of_home=path.is_dir())])
             echo("")
         several.show(joined)
