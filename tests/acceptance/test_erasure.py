@@ -236,7 +236,7 @@ async def test_a_reader_of_an_older_state_is_said_and_not_forgotten(
 ) -> None:
     """Its pages cannot be overwritten: the erasure says so after a bounded wait, and ends by itself once it is gone."""
     monkeypatch.setattr("enhanced_agent_bus.ledger.sqlite.CLEAN_SECONDS_MAX", 0.3)
-    monkeypatch.setattr("enhanced_agent_bus.ledger.sqlite.CLEAN_SECONDS", 0.1)
+    monkeypatch.setattr("enhanced_agent_bus.ledger.writer.CLEAN_SECONDS", 0.1)
     home = tmp_path / "home"
     async with small_bus(tmp_path, RULES) as bus:
         done, _ = await fill(bus)
@@ -252,7 +252,7 @@ async def test_a_reader_of_an_older_state_is_said_and_not_forgotten(
 
 async def test_what_is_not_stored_leaves_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With store_payloads = false payloads and headers of what has ended go from every file, while the bus runs too."""
-    monkeypatch.setattr("enhanced_agent_bus.ledger.sqlite.CLEAN_SECONDS", 0.1)
+    monkeypatch.setattr("enhanced_agent_bus.ledger.writer.CLEAN_SECONDS", 0.1)
     home = tmp_path / "home"
     async with small_bus(tmp_path, RULES, audit={"store_payloads": False}) as bus:
         done, _ = await fill(bus)

@@ -12,7 +12,7 @@ import pytest
 from enhanced_agent_bus import faultpoints
 from enhanced_agent_bus.faultpoints import FaultPoints
 from enhanced_agent_bus.ledger import sql
-from enhanced_agent_bus.ledger.sqlite import BATCH_ENTRIES_MAX
+from enhanced_agent_bus.ledger.writer import BATCH_ENTRIES_MAX
 from enhanced_agent_bus.ports import FactChange
 from tests.entries import decision, move, open_ledger, put_all, putting
 
