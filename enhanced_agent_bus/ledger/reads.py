@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from enhanced_agent_bus.errors import AuditUnavailable
 from enhanced_agent_bus.ledger import rows, sql
-from enhanced_agent_bus.ledger.store import damage
+from enhanced_agent_bus.ledger.opening import damage
 from enhanced_agent_bus.ports import AgentRow, FactChange, StoredMessage
 
 T = TypeVar("T")

@@ -1,27 +1,26 @@
 """The log on disk as one connection sees it: opened and verified, a batch written in one transaction, checkpoints.
 
-Everything here is synchronous and belongs to one thread at a time. Not here: who waits for a batch (sqlite), reading
-for the bus (reads), and the SQL itself (sql).
+Everything here is synchronous and belongs to one thread at a time. Not here: who waits for a batch (sqlite), what is
+looked at when the log is opened (opening), reading for the bus (reads), and the SQL itself (sql).
 """
 
 from __future__ import annotations
 
-import itertools
 import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import orjson
 
 from enhanced_agent_bus import faultpoints
 from enhanced_agent_bus.errors import StoreCorrupt
-from enhanced_agent_bus.ledger import erasing, merkle, rows, sql
+from enhanced_agent_bus.ledger import doubtful, erasing, merkle, rows, sql
 from enhanced_agent_bus.ledger.checkpoint import Checkpoint, Signer
 from enhanced_agent_bus.ledger.home import Home, write_atomically
-from enhanced_agent_bus.outcome import END_STATES, WAITING_STATES
-from enhanced_agent_bus.ports import Clock, Entry, Move, StoredMessage
+from enhanced_agent_bus.ledger.opening import RESTORE, CheckpointRow, Found, Head, damage, verified
+from enhanced_agent_bus.ports import Clock, Entry, Move
 
 #: How much of the log is verified at an opening at least, where it is that long: a quarter second's worth.
 VERIFY_RECORDS_MIN: Final = 20_000
@@ -33,32 +32,12 @@ HEARTBEAT_SECONDS: Final = 3600.0
 #: How long a reader of older pages is waited for at a time; the next entries wait as long.
 READER_SECONDS: Final = 0.1
 BUSY_SECONDS: Final = 5.0
-_PAGE_ROWS: Final = 1000
 _RECORD: Final = rows.blob(b'{"v":1,"seq":%d%b%b')
 _VKEY: Final = "log.vkey"  # the setting that names the key of the newest rotation
-_DOUBT: Final = "audit_unavailable"
-
-RESTORE: Final = "restore the home from a backup; without one, `eab init --new-log` begins anew"
-
 
 #: An entry on its way to the disk, what its record will hold, and whether that tells the envelope which it opens.
 #: (A bare tuple, because two are made for each message.)
 Queued = tuple[Entry, bytes, bool]
-
-
-@dataclass(slots=True)
-class Head:
-    """Where the log stands: what a commit changes together with the rows."""
-
-    size: int = 0
-    at_us: int = 0
-    frontier: list[bytes] = field(default_factory=list)
-    accounting: dict[str, int] = field(
-        default_factory=lambda: {"accepted": 0, **dict.fromkeys(WAITING_STATES, 0), **dict.fromkeys(END_STATES, 0)}
-    )
-
-    def copy(self) -> Head:
-        return Head(self.size, self.at_us, self.frontier.copy(), self.accounting.copy())
 
 
 @dataclass(slots=True)
@@ -112,7 +91,7 @@ class Store:
                 store.file_checkpoint()
                 home.finish()
             else:
-                store._recover(verify_records)
+                store._take_up(verified(home, database, verify_records))
                 store._take_next_key()
         except sqlite3.Error as error:
             store.close()
@@ -135,107 +114,13 @@ class Store:
         ):
             self._db.execute(f"PRAGMA {pragma}")
 
-    def _recover(self, verify_records: int) -> None:
-        """Verifies that this is a log, and its end."""
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        (application,) = self._db.execute("PRAGMA application_id").fetchone()
-        if application != sql.APPLICATION_ID or version != sql.SCHEMA_VERSION:
-            raise StoreCorrupt(f"{self._home.database} is not a log that this version writes", remedy=RESTORE)
-        self._verify(verify_records)
-
-    def _verify(self, verify_records: int) -> None:
-        row = self._db.execute(sql.GET_HEAD).fetchone()
-        if row is None:
-            raise StoreCorrupt("the log has lost its head", remedy=RESTORE)
-        size, at_us, frontier, accounting = row
-        (count,) = self._db.execute(sql.COUNT_RECORDS).fetchone()
-        if count != size or not size:
-            raise StoreCorrupt(f"the log has {count} records where {size} were written", remedy=RESTORE)
-        self._verify_file(size)
-        newest = self._checkpoint_row(self._db.execute(sql.NEWEST_CHECKPOINT).fetchone())
-        # Where to begin is not trusted (an older key may have signed it): the newest root would not come out.
-        tree, begin = self._start(max(0, size - verify_records))
-        self._replay(tree, begin, newest.size)
-        if tree != newest.tree():
-            raise StoreCorrupt(f"a record before {newest.size} is not what was signed", remedy=RESTORE)
-        self._replay(tree, newest.size, size)
-        if merkle.pack(tree) != frontier:
-            raise StoreCorrupt(f"the log's end does not have the tree that was written (size {size})", remedy=RESTORE)
-        self.head = Head(size, at_us, tree, {**Head().accounting, **orjson.loads(accounting)})
-        self._verify_states()
-        self.unclean = self._db.execute(sql.SETTING, (sql.UNCLEAN,)).fetchone() is not None
-        self._noted = newest.size
-        self._unfiled = newest.note  # a crash may have come between the record and the file
+    def _take_up(self, log: Found) -> None:
+        self.head = log.head
+        self.unclean = log.unclean
+        self._noted = log.newest.size
+        self._unfiled = log.newest.note  # a crash may have come between the record and the file
         # A log that ends in its newest checkpoint has nothing new to vouch for.
-        self._changed = newest.seq != size - 1
-
-    def _start(self, size: int) -> tuple[list[bytes], int]:
-        """The newest tree that is not larger than this; at the least the empty one."""
-        row = self._db.execute(sql.CHECKPOINT_BEFORE, (size,)).fetchone()
-        if row is None:
-            return [], 0
-        start = _CheckpointRow(*row)
-        try:
-            return start.tree(), start.size
-        except ValueError as error:
-            raise StoreCorrupt(f"the checkpoint at size {start.size} is damaged: {error}", remedy=RESTORE) from None
-
-    def _replay(self, tree: list[bytes], seq: int, end: int) -> None:
-        """Grows a tree of `seq` leaves over every record up to `end`."""
-        while seq < end:
-            page = self._db.execute(sql.RECORDS_FROM, (seq, min(_PAGE_ROWS, end - seq))).fetchall()
-            for expected, (found, body) in enumerate(page, seq):
-                if found != expected or not isinstance(body, bytes) or not body.startswith(b'{"v":1,"seq":%d,' % found):
-                    raise StoreCorrupt(f"record {expected} is missing or damaged", remedy=RESTORE)
-            if not page:
-                raise StoreCorrupt(f"record {seq} is missing", remedy=RESTORE)
-            merkle.extend(tree, seq, [merkle.leaf_hash(body) for _, body in page])
-            seq += len(page)
-
-    def _checkpoint_row(self, row: tuple[int, int, str, bytes] | None) -> _CheckpointRow:
-        if row is None:
-            raise StoreCorrupt("the log has lost its checkpoints", remedy=RESTORE)
-        known = _CheckpointRow(*row)
-        size = known.size
-        try:
-            frontier = known.tree()
-            vouched = self._home.signer.verifier.open(known.note)
-        except ValueError as error:
-            raise StoreCorrupt(f"the checkpoint at size {size} is damaged: {error}", remedy=RESTORE) from None
-        if vouched != Checkpoint(self._home.origin, size, merkle.root_hash(frontier)):
-            raise StoreCorrupt(f"the checkpoint at size {size} does not match the log", remedy=RESTORE)
-        return known
-
-    def _verify_file(self, size: int) -> None:
-        """HOME/checkpoint stands outside the database: it knows when the database has become older."""
-        try:
-            note = self._home.checkpoint.read_text()
-            vouched = self._home.signer.verifier.open(note)
-        except (OSError, ValueError) as error:
-            raise StoreCorrupt(
-                f"{self._home.checkpoint} cannot be read or was not signed by this log ({error})",
-                remedy="restore it from a backup: it is the newest signed checkpoint of the log",
-            ) from None
-        if vouched.size > size:
-            raise StoreCorrupt(
-                f"the log has {size} records, and its newest checkpoint vouches for {vouched.size}: the end is lost",
-                remedy="restore bus.db with bus.db-wal from a backup; without one, `eab init --new-log` begins anew",
-            )
-        row = self._db.execute(sql.CHECKPOINT_AT, (vouched.size,)).fetchone()
-        if row is None or row[2] != note:
-            raise StoreCorrupt(
-                f"the log is not the one that {self._home.checkpoint} vouches for (size {vouched.size})", remedy=RESTORE
-            )
-
-    def _verify_states(self) -> None:
-        """The states that wait are not in the tree, so they are counted."""
-        found = dict(self._db.execute(sql.COUNT_LISTED).fetchall())
-        for state in sql.LISTED_STATES:
-            expected = self.head.accounting[state]
-            if found.get(state, 0) != expected:
-                raise StoreCorrupt(
-                    f"{found.get(state, 0)} messages are {state} where {expected} were written", remedy=RESTORE
-                )
+        self._changed = log.newest.seq != log.head.size - 1
 
     def require(self, size: int) -> None:
         """Raises: StoreCorrupt, when less is left than was durable."""
@@ -272,11 +157,11 @@ class Store:
             self._noted, self._noted_monotonic, self._unfiled = signed.size, self._clock.monotonic(), signed.note
         return first
 
-    def _add_checkpoint(self, table: _Rows, head: Head, also: Signer | None) -> _CheckpointRow:
+    def _add_checkpoint(self, table: _Rows, head: Head, also: Signer | None) -> CheckpointRow:
         """Signs the tree of all records so far and appends that as a record, which the next one will cover."""
         size, root = head.size, merkle.root_hash(head.frontier)
         note = self._home.signer.sign(Checkpoint(self._home.origin, size, root), also)
-        signed = _CheckpointRow(size, size, note, merkle.pack(head.frontier))
+        signed = CheckpointRow(size, size, note, merkle.pack(head.frontier))
         fields = {
             "size": size,
             "root": root.hex(),
@@ -488,33 +373,13 @@ class Store:
         Messages opened there are discarded: their senders were told that nothing is recorded. Moves of `batch`, where
         it is known, are taken back.
         """
-        now_us = self._clock.now_us()
-        opened = self._db.execute(sql.OPENED_SINCE, (first, *END_STATES)).fetchall()
-        ends = [(message.envelope.id, _discarded(message, now_us)) for message in map(rows.stored_message, opened)]
-        for entry, _, _ in reversed(batch):
-            move = entry.move
-            if move is None or move.was == move.state or entry.message_id is None or entry.certain:
-                continue  # what changed no state (an approval) may stay
-            if self._is_in(move):
-                undone = move._replace(was=move.state, state=move.was, since_us=now_us, code=_DOUBT, forget=False)
-                ends.append((entry.message_id, undone))
-        if ends:
-            self.write([_queued(entry) for entry in itertools.starmap(_end, ends)])
+        if ends := doubtful.ends(self._db, first, [entry for entry, _, _ in batch], self._clock.now_us()):
+            self.write([_queued(entry) for entry in ends])
         self._home.write_doubt(None)
 
     def put_right(self, carried: Iterable[Entry]) -> None:
         """What has waited while the store was mended begins where its message is now, whatever was expected then."""
-        states: dict[int, str] = {}
-        for entry in carried:
-            if (move := entry.move) is not None:
-                if move.row not in states:
-                    (states[move.row],) = self._db.execute(sql.STATE_OF, (move.row,)).fetchone() or (move.was,)
-                entry.move = move._replace(was=states[move.row])
-                states[move.row] = move.state
-
-    def _is_in(self, move: Move) -> bool:
-        """Whether a message is where this move took it: not, when that was taken back before."""
-        return bool(self._db.execute(sql.STATE_OF, (move.row,)).fetchone() == (move.state,))
+        doubtful.put_right(self._db, carried)
 
     def close(self) -> None:
         self._db.close()
@@ -534,54 +399,3 @@ def _connect(home: Home, mode: str) -> sqlite3.Connection:
         check_same_thread=False,
         cached_statements=256,
     )
-
-
-def _discarded(message: StoredMessage, now_us: int) -> Move:
-    return Move(
-        row=message.seq,
-        was=message.state,
-        state="discarded",
-        attempts=message.attempts,
-        due_us=0,
-        since_us=now_us,
-        code=_DOUBT,
-        error=None,
-        decision_id=message.decision_id,
-        added=message.added,
-        expires_us=message.envelope.expires_us,
-        reply_id=None,
-        forget=False,
-        notes=message.notes,
-    )
-
-
-def _end(message_id: str, move: Move) -> Entry:
-    """The outcome record of a decision that was reported as not recorded."""
-    fields = {
-        "message_id": message_id,
-        "decision_id": move.decision_id,
-        "state": move.state if move.state in ("discarded", "dead_lettered", "parked") else "failed",
-        "code": _DOUBT,
-        "attempt": move.attempts,
-        "duration_us": 0,
-        "error": None,
-    }
-    return Entry("outcome", fields, message_id, move=move)
-
-
-class _CheckpointRow(NamedTuple):
-    size: int
-    seq: int
-    note: str
-    frontier: bytes
-
-    def tree(self) -> list[bytes]:
-        return merkle.unpack(self.frontier, self.size)
-
-
-def damage(error: sqlite3.Error) -> StoreCorrupt | None:
-    """A database that cannot be read as one, told from a disk that does not answer."""
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) or not isinstance(error, sqlite3.OperationalError):
-        return StoreCorrupt(f"bus.db is damaged: {error}", remedy=RESTORE)
-    return None
