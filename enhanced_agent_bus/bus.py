@@ -7,31 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Final
 
-import orjson
 from pydantic import BaseModel
 
 from enhanced_agent_bus.admission.chain import Admission
 from enhanced_agent_bus.admission.constitution import Constitutions
-from enhanced_agent_bus.admission.seal import SALT_BYTES, Randomness, commitment
-from enhanced_agent_bus.admission.trial import Limits, Rollout, checked_percent
+from enhanced_agent_bus.admission.seal import Randomness
+from enhanced_agent_bus.admission.trial import Limits, checked_percent
 from enhanced_agent_bus.agent import Agent, Draft
 from enhanced_agent_bus.delivery.parcel import Parcel
-from enhanced_agent_bus.delivery.runner import Handler, is_async
-from enhanced_agent_bus.delivery.strategies import ByKey
+from enhanced_agent_bus.delivery.runner import Handler
 from enhanced_agent_bus.delivery.watchdog import Watchdog
-from enhanced_agent_bus.errors import AgentExists, AuditUnavailable, BusError
-from enhanced_agent_bus.message import REPLY_TYPES, TYPES, Message, shown
+from enhanced_agent_bus.errors import AgentExists, AuditUnavailable
+from enhanced_agent_bus.message import REPLY_TYPES, Message
 from enhanced_agent_bus.outcome import (
     Activation,
     AgentInfo,
     BlockedLoop,
-    Candidate,
     DeadLetter,
     Deliberated,
     Drained,
@@ -52,7 +48,6 @@ from enhanced_agent_bus.ports import (
     AgentRow,
     Clock,
     Entry,
-    FactChange,
     Ledger,
     Listener,
     PolicyEngine,
@@ -72,18 +67,19 @@ from enhanced_agent_bus.road.mailroom import Mailroom
 from enhanced_agent_bus.road.nodes import Joined, Nodes
 from enhanced_agent_bus.road.outsiders import Identity, Outsiders, Trusted
 from enhanced_agent_bus.road.recovering import Recovering
+from enhanced_agent_bus.road.registering import Duty, Registering, names_of
+from enhanced_agent_bus.road.remembering import Remembering
 from enhanced_agent_bus.road.replies import Replies
 from enhanced_agent_bus.road.rescue import Rescue
 from enhanced_agent_bus.road.sending import Sending
 from enhanced_agent_bus.road.shadowing import Shadowing, Spare
+from enhanced_agent_bus.road.standing import Standing
 from enhanced_agent_bus.road.stopping import Stopping
 from enhanced_agent_bus.road.witnessing import Witnessing
 from enhanced_agent_bus.routing.registry import Registry
-from enhanced_agent_bus.settings import Recovery as RecoverySettings
 from enhanced_agent_bus.settings import Settings
-from enhanced_agent_bus.verdict import Party, Refusal
+from enhanced_agent_bus.verdict import Party
 
-BLOCKED_KEPT: Final = 10
 WORKERS_SECONDS_MAX: Final = 1.0  # for handlers that are stopped to let go
 
 
@@ -127,10 +123,6 @@ class AgentBus:
         )
         if listener is not None:
             listener.watch(desk.load)
-        self._engine = engine
-        self._weakenings = list(weakenings)
-        self._witnesses = witnesses
-        self._home = home
         self.charter = Charter(desk, constitutions, engine)
         self._shadowing = Shadowing(desk, constitutions, spare)
         self._endings = Endings(desk)
@@ -145,14 +137,17 @@ class AgentBus:
         replies = Replies(desk, self._endings, self._rescue, self._sending)
         self._deliberating = Deliberating(desk, self._endings, self._mailroom, self._rescue)
         self._stopping = Stopping(desk, self._mailroom)
+        self._carriage = Carriage(desk, self._endings, self._mailroom, self._rescue, replies)
+        self._registering = Registering(desk, self._endings, self._carriage)
+        self._remembering = Remembering(desk)
         self._nodes = None
         if joined is not None:
             stations = (desk, self._endings, self._mailroom, self._rescue, self._sending, replies, self.witnessing)
             shared = (self.charter, self._stopping, constitutions)
-            self._nodes = Nodes(joined, *stations, *shared, let_go=self._let_go)
-        self._carriage = Carriage(desk, self._endings, self._mailroom, self._rescue, replies)
-        self.watchdog = Watchdog(self._carriage.agent_of, note_blocked, self._was_blocked)
-        self._blocked: deque[BlockedLoop] = deque(maxlen=BLOCKED_KEPT)
+            self._nodes = Nodes(joined, *stations, *shared, let_go=self._registering.let_go)
+        self._registering.nodes = self._nodes
+        self._standing = Standing(desk, engine, witnesses, self._nodes, weakenings=weakenings, home=home)
+        self.watchdog = Watchdog(self._carriage.agent_of, note_blocked, self._standing.was_blocked)
         self._closing: asyncio.Task[Drained] | None = None
         self._closers: set[Parcel] = set()  # whose handlers wait for the close that waits for handlers
 
@@ -183,57 +178,10 @@ class AgentBus:
         Raises: AgentExists; ValueError for a name that is none; AuditUnavailable; BusClosed; TransportAway.
         """
         self._desk.require_open()
-        delivery, recovery = self._desk.settings.delivery, self._desk.settings.recovery
-        if when_full not in (None, "wait", "refuse"):
-            raise ValueError(f'when_full is "wait" or "refuse", not {when_full!r}')
-        if (concurrency is not None and concurrency < 1) or (timeout is not None and not timeout > 0):
-            raise ValueError("concurrency must be at least 1 and timeout more than 0 seconds")
-        row = AgentRow(
-            agent_id,
-            tenant,
-            tuple(sorted(set(roles))),
-            tuple(sorted(set(capabilities))),
-            tuple(sorted(set(topics))),
-            constitution,
-            live=True,
-        )
-        _check_retry(retry)
-        if handler is not None and not callable(handler):
-            raise TypeError(f"the handler is {type(handler).__name__}: give a function of a message")
-        for name, given in (("roles", roles), ("capabilities", capabilities), ("topics", topics)):
-            if isinstance(given, str):
-                raise TypeError(f"{name} is a list of names, not the word {shown(given)}")
-        before = self._desk.registry.row(agent_id)
-        party = self._desk.registry.claim(row)
-        try:
-            fields = {"event": "registered", **_agent_fields(row), "has_handler": handler is not None}
-            if self._nodes is not None and (gone := await self._nodes.register(row, shared=shared)) is not None:
-                fields["taken_over_from"] = gone
-            await self._desk.write(Entry("agent", fields, agent=row))
-        except BaseException as error:
-            # Cancelled, it is on its way to the disk all the same: then it is remembered, and not live.
-            self._desk.registry.release(agent_id, forget=row if isinstance(error, asyncio.CancelledError) else before)
-            raise
-        if self._desk.closed:
-            self._desk.registry.release(agent_id, forget=row)
-            self._desk.require_open()
-        post = self._desk.post(agent_id)
-        order = handler.key if isinstance(handler, ByKey) else None
-        post.mailbox.order_by(None if order is None else lambda parcel: order(Message(parcel.envelope)))
-        post.handler = handler = handler.handler if isinstance(handler, ByKey) else handler
-        post.on_loop = handler is not None and is_async(handler)
-        post.model = payload
-        post.seconds = timeout if timeout is not None else delivery.timeout_seconds
-        post.retry = retry if isinstance(retry, Retry) else usual_retry(recovery)
-        post.retries = dict(retry) if isinstance(retry, Mapping) else {}
-        post.when_full = when_full or delivery.when_full
-        if handler is not None:
-            for parcel in post.mailbox.items():
-                parcel.state = "queued"
-            for _ in range(concurrency or delivery.concurrency):
-                self._carriage.start_worker(post)
-            if self._nodes is not None:
-                await self._nodes.serve(agent_id)
+        duty = Duty(handler, payload, concurrency, timeout, retry, when_full).checked()
+        named = names_of(roles, capabilities, topics)
+        row = AgentRow(agent_id, tenant, *named, constitution, live=True)
+        party = await self._registering.register(row, duty, shared=shared)
         return Agent(self, party)
 
     async def agent(self, agent_id: str) -> Agent:
@@ -261,42 +209,7 @@ class AgentBus:
 
     def agents(self) -> list[AgentInfo]:
         """Everyone who is registered: in this process, in the home, or on another node; and who may join."""
-        registry = self._desk.registry
-        trusted = {row.agent: row for row in self._outsiders.trusted()}
-        found = [
-            AgentInfo(*row[:-1], live=False, has_handler=False, waiting=0, nodes=nodes)
-            for row, nodes in registry.abroad()
-        ]
-        for row in registry.rows():
-            if row.live and not registry.nodes_of(row.id):
-                post = self._desk.posts.get(row.id)
-                found.append(
-                    AgentInfo(
-                        row.id,
-                        row.tenant,
-                        row.roles,
-                        row.capabilities,
-                        row.topics,
-                        row.constitution,
-                        live=self._desk.registry.live(row.id) is not None,
-                        has_handler=post is not None and post.handler is not None,
-                        waiting=post.mailbox.taken if post is not None else 0,
-                        breaker="closed" if post is None else post.breaker.state(self._desk.clock.monotonic()),
-                        trusted=trusted.pop(row.id, None) is not None,
-                    )
-                )
-        found.extend(
-            AgentInfo(
-                *(row.agent, row.tenant, row.roles, row.capabilities, row.topics, "latest"),
-                live=False,
-                has_handler=False,
-                waiting=0,
-                trusted=True,
-            )
-            for row in trusted.values()
-            if not registry.nodes_of(row.agent)
-        )
-        return sorted(found, key=lambda info: info.id)
+        return self._registering.agents(self._outsiders.trusted())
 
     async def trust_agent(
         self,
@@ -316,11 +229,8 @@ class AgentBus:
         BusClosed.
         """
         self._desk.require_open()
-        for name, given in (("roles", roles), ("capabilities", capabilities), ("topics", topics)):
-            if isinstance(given, str):
-                raise TypeError(f"{name} is a list of names, not the word {shown(given)}")
-        lists = (tuple(sorted(set(names))) for names in (roles, capabilities, topics))
-        await self._outsiders.trust(Trusted(agent_id, tenant, key.strip(), *lists))
+        named = names_of(roles, capabilities, topics)
+        await self._outsiders.trust(Trusted(agent_id, tenant, key.strip(), *named))
 
     async def distrust_agent(self, agent_id: str) -> None:
         """An agent of another process may not join any more; recorded. Joined, it is unregistered.
@@ -469,16 +379,11 @@ class AgentBus:
 
     def facts(self, scope: str | None = None, owner: str | None = None) -> list[Fact]:
         """What decisions have remembered, as this node's log says it."""
-        return _facts(self._desk.ledger.fact_rows(scope, owner))
+        return self._remembering.facts(scope, owner)
 
     async def shared_facts(self, scope: str | None = None, owner: str | None = None) -> list[Fact]:
         """The same, as all nodes of the bus have it now. Raises: TransportAway."""
-        shared = await self._desk.admission.fact_rows()
-        rows = [row for row in self._desk.ledger.fact_rows(scope, owner) if (row.scope, row.owner) not in shared]
-        for name, theirs in shared.items():
-            if scope in (None, name[0]) and owner in (None, name[1]):
-                rows += theirs
-        return _facts(sorted(rows))
+        return await self._remembering.shared(scope, owner)
 
     async def put_fact(self, scope: str, owner: str, key: str, value: str | float) -> None:
         """An operator's fact, recorded.
@@ -486,17 +391,12 @@ class AgentBus:
         Raises: ValueError, when it cannot be; AuditUnavailable; BusClosed; TransportAway.
         """
         self._desk.require_open()
-        _check_scope(scope)
-        changed = await self._desk.admission.put_fact(scope, owner, key, value)
-        if isinstance(changed, Refusal):
-            raise ValueError(changed.message)  # noqa: TRY004 - the type is right, the value is not
-        await self._write_fact("put", changed)
+        await self._remembering.put(scope, owner, key, value)
 
     async def remove_fact(self, scope: str, owner: str, key: str) -> None:
         """Raises: KeyError, when there is no such fact; AuditUnavailable; BusClosed; TransportAway."""
         self._desk.require_open()
-        _check_scope(scope)
-        await self._write_fact("removed", await self._desk.admission.remove_fact(scope, owner, key))
+        await self._remembering.remove(scope, owner, key)
 
     async def note_access(self, command: str, what: str) -> None:
         """Records that somebody was shown payloads."""
@@ -588,67 +488,15 @@ class AgentBus:
 
     def status(self) -> Status:
         """The state of the bus: `accounting` sums up, and `security_state` names every weakening in force."""
-        active = self._desk.admission.active
-        return Status(
-            accounting=self._desk.accounting(),
-            security_state=self.security_state(),
-            constitution=active.digest,
-            revision=active.revision,
-            bus=self._desk.ledger.bus,
-            node=self._desk.ledger.node,
-            records=self._desk.ledger.size(),
-            agents=sum(row.live for row in self._desk.registry.rows()),
-            engine=dict(self._engine.label),
-            home=self._home,
-            shadow=None if self._desk.admission.shadow is None else self._desk.admission.shadow.candidate.digest,
-            candidate=_candidate(self._desk.admission.rollout),
-            breakers=self._breakers(),
-            recovery_paused=self._desk.recoveries.paused,
-            blocked=tuple(self._blocked),
-            witnesses=tuple(self._witnesses.infos()),
-            stopped=tuple(self._desk.stops),
-            nodes=tuple(self._nodes.roster.infos()) if self._nodes is not None else (),
-        )
-
-    def _was_blocked(self, blocked: BlockedLoop) -> None:
-        """The loop goes on: what held it up stands in the status, and in the log where an agent's handler did it."""
-        self._blocked.append(blocked)
-        if blocked.agent and not self._desk.closed:
-            fields = {"event": "blocked_loop", "agent": blocked.agent, "where": blocked.where}
-            self._desk.ledger.put(Entry("agent", {**fields, "duration_us": int(blocked.seconds * 1e6)}))
-
-    def _breakers(self) -> dict[str, str]:
-        now = self._desk.clock.monotonic()
-        shut = (post for post in self._desk.posts.values() if post.breaker.shut)
-        return {post.agent_id: post.breaker.state(now) for post in shut}
+        return self._standing.status()
 
     def status_constitution(self) -> str:
         """The digest of the active constitution."""
         return self._desk.admission.active.digest
 
-    def _unwitnessed(self) -> Sequence[str]:
-        """Another node that has this log's newest checkpoint on record is a witness outside its home."""
-        found = self._witnesses.weakenings
-        if self._nodes is not None and self._nodes.witnessed:
-            return [name for name in found if name != "no_witness"]
-        return found
-
     def security_state(self) -> list[str]:
         """Every weakening in force, sorted."""
-        admission = self._desk.admission
-        found = {
-            *self._weakenings,
-            *self._unwitnessed(),
-            *self._desk.ledger.weakenings,
-            *self._engine.weakenings,
-            *(self._nodes.weakenings if self._nodes is not None else ()),
-        }
-        for active in (admission.active, *(() if admission.rollout is None else (admission.rollout.candidate,))):
-            if active.loaded.source == "folder":
-                found.add("constitution_folder")
-            elif not active.loaded.signed:
-                found.add("unsigned_constitution")
-        return sorted(found)
+        return self._standing.security_state()
 
     async def wait_idle(self, timeout: float | None = None) -> None:
         """Waits until nothing is queued, running or about to be retried. Raises: TimeoutError; BusClosed."""
@@ -755,39 +603,7 @@ class AgentBus:
     async def unregister(self, party: Party) -> None:
         """Ends a registration; running handlers finish, what waits becomes dead letters."""
         self._desk.require_open()
-        if self._desk.registry.live(party.id) is not party:
-            return
-        row = self._desk.registry.row(party.id)
-        assert row is not None
-        gone = row._replace(live=False)
-        self._desk.registry.release(party.id, forget=gone)
-
-        def then(error: BusError | None) -> None:
-            if error is None:
-                self._dismiss(party.id)
-            elif self._desk.registry.live(party.id) is None:
-                self._desk.registry.restore(row, party)
-
-        await self._desk.write(Entry("agent", {"event": "unregistered", **_agent_fields(gone)}, agent=gone), then)
-        if self._nodes is not None:
-            await self._nodes.unregister(row)
-
-    def _let_go(self, agent_id: str) -> None:
-        """An agent has gone: who is handling a message for it finishes, and serves no later registration."""
-        post = self._desk.post(agent_id)
-        post.handler = None
-        idle = post.workers - post.busy
-        post.workers.clear()
-        for task in idle:
-            task.cancel()
-
-    def _dismiss(self, agent_id: str) -> None:
-        """An agent was unregistered: what waits for it are dead letters."""
-        self._let_go(agent_id)
-        for parcel in list(self._desk.live.values()):
-            waits = parcel.state in ("queued", "parked", "retrying") and not parcel.ending
-            if waits and parcel.envelope.recipient == agent_id:
-                self._endings.end(parcel, "dead_lettered", "handler_absent")
+        await self._registering.unregister(party)
 
     async def _close(self, seconds: float) -> Drained:
         desk, endings = self._desk, self._endings
@@ -824,54 +640,6 @@ class AgentBus:
         """Whether closing waits for this message: not where its own handler waits for the closing."""
         return parcel.state in ("queued", "in_flight") and parcel not in self._closers
 
-    async def _write_fact(self, event: str, changes: list[FactChange]) -> None:
-        change = changes[0]
-        value = _fact_value(change.value) if change.value is not None else None
-        fields: dict[str, Any] = {"event": event, "scope": change.scope, "owner": change.owner, "key": change.key}
-        entry = Entry("fact", fields, facts=changes)
-        if isinstance(value, list):  # strings stand apart from records
-            salt, body = self._desk.randomness.take(SALT_BYTES), orjson.dumps({"value": value})
-            fields["texts"] = commitment(salt, body)
-            entry.texts = (salt, body)
-        else:
-            fields["value"] = value
-
-        def then(error: BusError | None) -> None:
-            if error is None:
-                self._desk.admission.facts.durable(changes)
-
-        await self._desk.write(entry, then)
-
-
-def usual_retry(recovery: RecoverySettings) -> Retry:
-    """What the settings say of an agent that says nothing itself."""
-    if recovery.strategy == "manual":
-        return Retry.manual()
-    if recovery.strategy == "immediate":
-        return Retry.immediate(recovery.attempts)
-    kind = Retry.linear if recovery.strategy == "linear" else Retry.exponential
-    return kind(recovery.attempts, recovery.base_seconds, recovery.cap_seconds)
-
-
-def _check_retry(retry: object) -> None:
-    """Raises: TypeError, ValueError."""
-    by_type: Mapping[Any, object] = retry if isinstance(retry, Mapping) else {}
-    if unknown := set(by_type) - TYPES:
-        raise ValueError(f"retry names {shown(min(unknown, key=str))}, which is no type of message")
-    if not all(isinstance(each, Retry) for each in by_type.values()) or not isinstance(retry, Retry | Mapping | None):
-        raise TypeError("retry is a Retry, or one for each type of message: {'command': Retry.immediate()}")
-
-
-def _agent_fields(row: AgentRow) -> dict[str, Any]:
-    return {
-        "agent": row.id,
-        "tenant": row.tenant,
-        "roles": list(row.roles),
-        "capabilities": list(row.capabilities),
-        "topics": list(row.topics),
-        "constitution": row.constitution,
-    }
-
 
 def _moment(clock: Clock) -> dict[str, Any]:
     return {"mono_us": int(clock.monotonic() * 1e6), "boot": clock.boot()}
@@ -893,15 +661,6 @@ def _waiting(parcel: Parcel) -> Waiting:
     )
 
 
-def _candidate(out: Rollout | None) -> Candidate | None:
-    if out is None:
-        return None
-    candidate = out.candidate
-    return Candidate(
-        candidate.digest, candidate.revision, out.percent, out.decisions, out.newest, out.refusals, out.errors
-    )
-
-
 def _dead_letter(stored: StoredMessage) -> DeadLetter:
     envelope = stored.envelope
     return DeadLetter(
@@ -914,19 +673,3 @@ def _dead_letter(stored: StoredMessage) -> DeadLetter:
         stored.error or "",
         instant_of(stored.since_us),
     )
-
-
-def _facts(rows: Sequence[FactChange]) -> list[Fact]:
-    return [
-        Fact(row.scope, row.owner, row.key, _fact_value(row.value)) for row in rows if row.key and row.value is not None
-    ]
-
-
-def _fact_value(raw: bytes | None) -> str | int | float | list[str]:
-    value = orjson.loads(raw or b"{}")
-    return sorted(value["s"]) if "s" in value else value.get("n", 0)
-
-
-def _check_scope(scope: str) -> None:
-    if scope not in ("agent", "conversation", "tenant"):
-        raise ValueError(f"a fact belongs to an agent, a conversation or a tenant, not to {scope!r}")

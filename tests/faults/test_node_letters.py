@@ -176,7 +176,7 @@ async def test_a_node_that_cannot_be_asked_ends_nothing(tmp_path: Path, where: d
         await b.register("booker", inbox, tenant="acme")
         desk = await a.register("desk", tenant="acme")
         await seen(a, "booker")
-        engine: Any = b._engine  # noqa: SLF001 - one that fails on command
+        engine: Any = b.charter._engine  # noqa: SLF001 - one that fails on command
         decide, engine.decide = engine.decide, unavailable
         receipt = await desk.send("booker", {"n": 1})
         await until(lambda: log(tmp_path / "b", "decision", verdict="refuse"))

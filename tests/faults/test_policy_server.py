@@ -624,7 +624,7 @@ async def test_the_question_to_a_server_is_not_asked_in_a_forked_child(tmp_path:
     """The child of a fork gets refusals, and leaves the parent's connections alone."""
     async with hostile(YES) as stub, house(tmp_path, stub.url) as there:
         await there.accepted()
-        engine = there.bus._engine  # noqa: SLF001 - no public name leads to it
+        engine = there.bus.charter._engine  # noqa: SLF001 - no public name leads to it
         child = os.fork()
         if child == 0:
             verdict = 1
