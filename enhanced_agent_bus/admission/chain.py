@@ -10,7 +10,7 @@ Not here: the shape of a payload (`canonical.py`), which is checked before there
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -33,6 +33,7 @@ from enhanced_agent_bus.verdict import Admitted, Answer, Hold, Party, Pass, Reas
 LATEST: Final = "latest"
 KEY_BYTES_MAX: Final = 1024  # of what a question was about, as it is; beyond, its hash: memory is bounded by entries
 ROUNDS_MAX: Final = 1000  # how often the facts may change under one question before it is given up
+GATES_SHOWN_MAX: Final = 16  # names in a record: it has room for so many, however long they are
 
 
 class RulingCache(Protocol):
@@ -114,6 +115,8 @@ class Admission:
         self._cache = cache
         self._clock = clock
         self._gates = tuple(gates)
+        self._gate_names = tuple(_capped(gate.name, NAME_CHARS_MAX) for gate in gates)
+        self._all_passed = self._asked_gates(len(self._gates), None)
         self._policy_seconds = policy_seconds
         self._gate_seconds_max = gate_seconds
         self._grace_seconds = grace_seconds
@@ -220,11 +223,17 @@ class Admission:
         )
 
     async def _plugin_gates(self, case: Case) -> Refusal | None:
-        for gate in self._gates:
+        for number, gate in enumerate(self._gates):
             answer = await self._gate(gate, Message(case.addressed.envelope, attempt=case.attempt))
             if isinstance(answer, Refusal):
+                case.gates = self._asked_gates(number, self._gate_names[number])
                 return answer
+        case.gates = self._all_passed
         return None
+
+    def _asked_gates(self, passed: int, refused: str | None) -> Mapping[str, object]:
+        """What a record says of the user's gates: how many passed, the first of them, and which one refused."""
+        return {"passed": passed, "names": self._gate_names[: min(passed, GATES_SHOWN_MAX)], "refused": refused}
 
     async def _gate(self, gate: Gate, message: Message) -> Pass | Refusal:
         try:

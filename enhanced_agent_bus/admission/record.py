@@ -78,6 +78,8 @@ class Told(NamedTuple):
         }
         if case.ticket is not None:
             fields["ticket"] = case.ticket
+        if case.gates is not None:
+            fields["gates"] = case.gates
         if texts is not None:
             fields["texts"] = texts
         return fields

@@ -36,6 +36,7 @@ class Case:
     counted: bool = False  # it is in `sent` already
     refusal: Refusal | None = None  # found before the gate: recorded like any other
     ticket: Mapping[str, Any] | None = None  # of another node: what it came with
+    gates: Mapping[str, Any] | None = None  # the user's gates that were asked about it, as the record has them
     now_us: int = 0  # when it came, where that is just now; 0 asks the clock
     look: tuple[Sight, bytes | None] | None = None  # the last one, and its key, where the cache did not know that
 

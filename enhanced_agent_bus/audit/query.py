@@ -53,13 +53,15 @@ FIELDS: Final = frozenset(
         *("act", "approver", "rules", "scope", "owner", "key", "value", "command", "what", "basis", "by"),
         *("size", "root", "note", "mono_us", "boot", "security_state", "delivered", "kept", "dead_lettered"),
         *("counts", "messages", "vkey", "origin", "signed", "aside", "witness"),
-        *("ticket", "taken_over_from", "handed_over"),
+        *("ticket", "taken_over_from", "handed_over", "gates"),
     )
 )
 DAY: Final = "day"  # of `at`
 TIMES: Final = ("since", "until")
 #: Fields that have fields.
-_OBJECTS: Final = frozenset(("input", "ticket", "by", "engine", "error", "reasons", "details", "flips", "errors"))
+_OBJECTS: Final = frozenset(
+    ("input", "ticket", "gates", "by", "engine", "error", "reasons", "details", "flips", "errors")
+)
 _NAMES: Final = sorted({*FIELDS, *ALIASES, *TIMES, DAY})
 
 _TOKEN: Final = re.compile(r'\s*(-?)(?:([A-Za-z_][A-Za-z0-9_.]*):)?(?:"((?:[^"\\]|\\.)*)"(?=\s|$)|(\S*))', re.DOTALL)

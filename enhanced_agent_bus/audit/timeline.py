@@ -11,8 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeAlias
 
+from enhanced_agent_bus.audit.gates import gates
+
 Record: TypeAlias = Mapping[str, Any]
 Document: TypeAlias = dict[str, Any]
+Place: TypeAlias = tuple[str, str, str]
 
 #: What a first decision says of the message itself.
 _OF_MESSAGE: Final = (
@@ -36,7 +39,8 @@ def timeline(
     state: str | None,
     causes: Iterable[Record] = (),
     effects: Iterable[Record] = (),
-    places: Mapping[tuple[str, str], Mapping[str, Any]] | None = None,
+    places: Mapping[Place, Mapping[str, Any]] | None = None,
+    rules: Mapping[str, Sequence[str]] | None = None,
 ) -> Document:
     """What became of the message that these records, at least one, are about.
 
@@ -45,10 +49,11 @@ def timeline(
         state: where it stands now; None when it was never accepted.
         causes: the first decisions on the messages that led to it, the nearest first.
         effects: decisions on messages that name it as their cause, in order.
-        places: by constitution and rule, where its text stands.
+        places: by constitution, rule and what it did (admit or hold), where its text says so.
+        rules: of each constitution whose files are kept, the rules that all have to admit a message.
     """
     first = next((record for record in records if record["kind"] == "decision"), None)
-    steps = [_step(record, places or {}) for record in records]
+    steps = [_step(record, places or {}, rules or {}) for record in records]
     told = {name: first[name] for name in _OF_MESSAGE} if first is not None else {}
     created = first.get("created_us") if first is not None else None
     start = _time(_at(created) if created else records[0]["at"])
@@ -84,15 +89,17 @@ def _last_state(records: Sequence[Record]) -> str | None:
     return None
 
 
-def _step(record: Record, places: Mapping[tuple[str, str], Mapping[str, Any]]) -> Document:
+def _step(record: Record, places: Mapping[Place, Mapping[str, Any]], rules: Mapping[str, Sequence[str]]) -> Document:
     kind = record["kind"]
     step: Document = {"seq": record["seq"], "at": record["at"], "what": kind}
     if kind == "decision":
         step |= {name: record[name] for name in _OF_DECISION}
         step["engine"] = record["engine"].get("name")
-        step["reasons"] = [
-            {**reason, **places.get((record["constitution"], reason["rule"]), {})} for reason in record["reasons"]
-        ]
+        digest, did = record["constitution"], "hold" if record["verdict"] == "hold" else "admit"
+        step["reasons"] = [{**reason, **places.get((digest, reason["rule"], did), {})} for reason in record["reasons"]]
+        step["gates"] = gates(record)
+        if record["verdict"] != "refuse" and digest in rules:  # each of them had to admit it
+            step["admitted_by"] = [{"rule": rule, **places.get((digest, rule, "admit"), {})} for rule in rules[digest]]
     elif kind == "outcome":
         step |= {name: record[name] for name in _OF_OUTCOME}
         step["redacted"] = "payload" in record
@@ -130,8 +137,8 @@ def _newest_of_each(decisions: Iterable[Record]) -> list[Document]:
 _HEADS: Final = {name: re.compile(rf"{name}\b") for name in ("admit", "hold")}
 
 
-def rule_place(files: Mapping[str, bytes], rule: str, verdict: str) -> Document | None:
-    """Where a rule that refused or held a message stands in the files of its constitution: `file`, `line`, `lines`.
+def rule_place(files: Mapping[str, bytes], rule: str, does: str) -> Document | None:
+    """Where a rule says what it admits, or what it holds, in the files of its constitution: `file`, `line`, `lines`.
 
     A rule refuses when none of its ways to admit is true, so `lines` has where each of them begins, and `line` the
     first; for one that held a message they are where it says what it holds. None, when there is no such file.
@@ -145,7 +152,7 @@ def rule_place(files: Mapping[str, bytes], rule: str, verdict: str) -> Document 
         ),
         key=lambda name: name != f"{folder}{rule}.rego",
     )
-    head = _HEADS["hold" if verdict == "hold" else "admit"]
+    head = _HEADS[does]
     for name in names:
         text = files[name].decode("utf-8", "replace").splitlines()
         lines = [number for number, line in enumerate(text, 1) if head.match(line)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from enhanced_agent_bus.audit.timeline import rule_place
-from enhanced_agent_bus.cli.audit.timeline import kept_files
+from enhanced_agent_bus.cli.audit.timeline import kept_files, rules_of
 
 #: A file of a constitution is shown up to here.
 LINES_MAX: Final = 2000
@@ -59,8 +59,7 @@ def _read(home: Path, digest: str) -> Kept | None:
     manifest = _json(files.get(".manifest", b"{}"))
     name = (manifest.get("metadata") or {}).get("eab", {}).get("name", "")
     principles = _principles(files.get("CONSTITUTION.md", b"").decode("utf-8", "replace"))
-    listed = _json(files.get("bus/manifest/data.json", b"{}")).get("rules", [])
-    rules = [_rule(files, str(rule), principles.get(str(rule), "")) for rule in listed]
+    rules = [_rule(files, rule, principles.get(rule, "")) for rule in rules_of(files)]
     return Kept(digest, str(name), files, rules)
 
 
@@ -78,7 +77,7 @@ def _json(raw: bytes) -> dict[str, Any]:
 
 
 def _rule(files: Mapping[str, bytes], name: str, principle: str) -> Rule:
-    place = rule_place(files, name, "refuse")
+    place = rule_place(files, name, "admit")
     file = None if place is None else str(place["file"])
     text = "" if file is None else files[file].decode("utf-8", "replace")
     title = _TITLE.search(text)

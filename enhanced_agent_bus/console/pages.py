@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
+from enhanced_agent_bus.audit.gates import GATES
 from enhanced_agent_bus.audit.query import BadQuery, Query, Term, parse
 from enhanced_agent_bus.cli.audit.witness import witness_line
 from enhanced_agent_bus.cli.reading.log import SEQ_DIGITS_MAX, records_named
@@ -132,7 +133,9 @@ class Pages:
         )
         self._templates.filters.update(moment=_moment, after=_after, count=_count)
         self._templates.globals.update(url=url, phrase=phrase, between=between, sign_of=sign_of, words=words)
-        self._templates.globals.update(witness_line=witness_line, quoted=quoted, command=parts.session.command)
+        self._templates.globals.update(
+            gates=GATES, witness_line=witness_line, quoted=quoted, command=parts.session.command
+        )
 
     # --- how a page is made ----------------------------------------------------------------------------------------
 

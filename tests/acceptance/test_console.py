@@ -350,6 +350,7 @@ def test_it_says_who_allowed_a_message_and_under_which_rules(reader: tuple[Path,
     page = console.get(f"/message?id={ids.asked}")
     said = text_of(page.text)
     assert "✓ allowed by all 4 rules" in said
+    assert "✓ shape ✓ identity ✓ room ✓ time ✓ stops ✓ constitution ✓ policy" in said
     assert digest in said
     assert re.search(r"everything .* quiet Nobody is loud .* big .* idle", said)
     assert "It is now delivered" in said
@@ -366,6 +367,7 @@ def test_it_says_which_line_of_which_rule_refused_or_held(reader: tuple[Path, Co
     _, console = reader
     page = console.get(f"/message?id={ids.refused}").text
     assert "✕ refused by rule quiet" in text_of(page)
+    assert "✓ stops ✓ constitution ✕ policy refused" in text_of(page)
     assert "bus/rules/quiet/quiet.rego:8" in page
     assert re.search(r'class="line marked"><i>8</i>admit if not object', page)
     held = text_of(console.get(f"/message?id={ids.held}").text)

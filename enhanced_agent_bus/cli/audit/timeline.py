@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Final
 
 from enhanced_agent_bus.audit.query import Query, Term
-from enhanced_agent_bus.audit.timeline import rule_place, timeline
+from enhanced_agent_bus.audit.timeline import Place, rule_place, timeline
 from enhanced_agent_bus.authoring.differences import files_of
 from enhanced_agent_bus.cli.reading.home import OF_MESSAGE, database, one
 from enhanced_agent_bus.cli.reading.log import Search, records_named
 from enhanced_agent_bus.cli.reading.recorded import kept_constitution
-from enhanced_agent_bus.cli.render import compact, echo, print_pairs, quoted, safe
+from enhanced_agent_bus.cli.render import compact, counted, echo, print_pairs, quoted, safe
 from enhanced_agent_bus.cli.session import Json, Session
 
 #: How far behind the last record of a message its effects are looked for: a handler's sends stand before its outcome,
@@ -28,6 +28,8 @@ BEHIND_RECORDS: Final = 20_000
 #: And in how many records at most, from the first one on: about half a second's worth.
 LOOKED_RECORDS_MAX: Final = 300_000
 CAUSES_MAX: Final = 64
+#: How many of the rules that admitted a message a person is shown.
+RULES_SHOWN_MAX: Final = 20
 _STATE: Final = "SELECT state FROM messages WHERE id = ?"
 
 
@@ -40,6 +42,7 @@ def timeline_of(home: Path, message_id: str, *, content: bool) -> dict[str, Json
         str(record["constitution"]): int(record["revision"]) for record in records if record["kind"] == "decision"
     }
     files = {digest: kept_files(home, digest) for digest in constitutions}
+    rules = {digest: rules_of(kept) for digest, kept in files.items() if kept is not None}
     first, last = records[0]["seq"], min(records[-1]["seq"] + BEHIND_RECORDS, records[0]["seq"] + LOOKED_RECORDS_MAX)
     terms = [
         *(Term("seq", str(seq), negated=False, quoted=False, compare=how) for seq, how in ((first, ">"), (last, "<="))),
@@ -52,7 +55,8 @@ def timeline_of(home: Path, message_id: str, *, content: bool) -> dict[str, Json
         state=state,
         causes=_causes(home, records),
         effects=looked.oldest(),
-        places=_places(records, files),
+        places=_places(records, files, rules),
+        rules=rules,
     )
     document["looked_to"] = min(last, looked.size - 1)
     document["size"] = looked.size
@@ -99,17 +103,29 @@ def kept_files(home: Path, digest: str) -> Mapping[str, bytes] | None:
     return files if sha256("".join(lines).encode()).hexdigest() == digest else None
 
 
+def rules_of(files: Mapping[str, bytes]) -> list[str]:
+    """The rules that a constitution lists, each of which has to admit a message."""
+    listed = json.loads(files.get("bus/manifest/data.json", b"{}"))
+    return [str(rule) for rule in listed.get("rules", [])] if isinstance(listed, dict) else []
+
+
 def _places(
-    records: Sequence[Mapping[str, Json]], files: Mapping[str, Mapping[str, bytes] | None]
-) -> dict[tuple[str, str], dict[str, Json]]:
-    """By constitution and rule, where the rule that a decision names stands."""
-    places: dict[tuple[str, str], dict[str, Json]] = {}
+    records: Sequence[Mapping[str, Json]],
+    files: Mapping[str, Mapping[str, bytes] | None],
+    rules: Mapping[str, Sequence[str]],
+) -> dict[Place, dict[str, Json]]:
+    """Where the rules stand that refused or held a message, and those that all admitted it."""
+    places: dict[Place, dict[str, Json]] = {}
     for record in records:
-        for reason in record.get("reasons") or ():
-            kept = files.get(record["constitution"])
-            place = rule_place(kept, reason["rule"], record["verdict"]) if kept and reason["rule"] else None
+        if record["kind"] != "decision" or (kept := files.get(record["constitution"])) is None:
+            continue
+        digest, verdict = record["constitution"], record["verdict"]
+        said = [(reason["rule"], "hold" if verdict == "hold" else "admit") for reason in record["reasons"]]
+        admitted = [] if verdict == "refuse" else [(rule, "admit") for rule in rules[digest]]
+        for rule, did in (*said, *admitted):
+            place = rule_place(kept, rule, did) if rule else None
             if place is not None:
-                places[record["constitution"], reason["rule"]] = place
+                places[digest, rule, did] = place
     return places
 
 
@@ -200,6 +216,8 @@ def _decided(session: Session, step: Mapping[str, Json]) -> Iterator[str]:
         else ""
     )
     yield f"{step['verdict']}{code}{again}, under revision {step['revision']}{way}"
+    yield from _gates(step["gates"])
+    yield from _admitted(step.get("admitted_by", ()), again=step["previous"] is not None)
     rules = False
     for reason in step["reasons"]:
         rules = rules or "file" in reason
@@ -211,6 +229,33 @@ def _decided(session: Session, step: Mapping[str, Json]) -> Iterator[str]:
             yield f"rule {reason['rule']}: {reason['code']}"
     if rules:
         yield f"which expression: {session.command('policy explain ' + quoted(step['decision_id']))}"
+
+
+def _admitted(rules: Sequence[Mapping[str, Json]], *, again: bool) -> Iterator[str]:
+    """The rules that all admitted it, and where each says what it admits."""
+    if again:
+        if rules:
+            yield f"admitted by {counted(len(rules), 'rule')}"
+        return
+    for rule in rules[:RULES_SHOWN_MAX]:
+        where = f", {rule['file']}:{','.join(map(str, rule['lines']))}" if "file" in rule else ""
+        yield f"rule {rule['rule']} admits it{where}"
+    if len(rules) > RULES_SHOWN_MAX:
+        yield f"and {counted(len(rules) - RULES_SHOWN_MAX, 'more rule')}; --json has them all"
+
+
+def _gates(gates: Sequence[Mapping[str, Json]]) -> Iterator[str]:
+    """What it passed, in order, and what stopped it."""
+    passed = [_gate(gate) for gate in gates if gate["said"] == "pass"]
+    if passed:
+        yield f"passed {', '.join(passed)}"
+    for gate in gates:
+        if gate["said"] != "pass":
+            yield f"{'held' if gate['said'] == 'hold' else 'stopped'} by {_gate(gate)}"
+
+
+def _gate(gate: Mapping[str, Json]) -> str:
+    return f"gate {gate['name']}".rstrip() if gate["gate"] == "own" else str(gate["gate"])
 
 
 def _ended(step: Mapping[str, Json]) -> Iterator[str]:
