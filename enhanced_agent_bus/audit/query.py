@@ -156,6 +156,9 @@ class Query:
     """What is looked for; times are as records write them."""
 
     def __init__(self, terms: Sequence[Term], since: str | None = None, until: str | None = None) -> None:
+        """Raises: BadQuery, when no time is since the one and before the other."""
+        if since is not None and until is not None and since >= until:
+            raise BadQuery(f"no record is both since {since} and before {until}", "give since an earlier time than until")
         self.terms = tuple(terms)
         self.since = since
         self.until = until

@@ -127,6 +127,32 @@ def test_an_unknown_field_is_wrong_usage(home: Path, capsys: pytest.CaptureFixtu
     assert '"verdit:refuse"' in err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["search", "--since", "2026-03-05", "--until", "2026-03-04"],
+        ["search", "since:1h until:24h"],
+        ["search", "until:2026-03-04", "--since", "2026-03-04", "--count"],
+        ["population", "since:1h until:24h"],
+        ["sample", "since:1h until:24h", "--seed", "s"],
+        ["export", "--since", "1h", "--until", "24h", "-o", "part.jsonl"],
+        ["report", "--framework", "soc2", "--since", "1h", "--until", "24h"],
+        ["pack", "since:1h until:24h", "-o", "pack.zip"],
+    ],
+)
+def test_a_time_that_is_none_is_wrong_usage(
+    words: list[str], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What begins after it ends is never an empty answer with status 0, in no command that takes both; nothing is left."""
+    monkeypatch.chdir(tmp_path)
+    assert home.is_dir()
+    assert run_command(["audit", *words]) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.startswith("eab: no record is both since 2026-")
+    assert {path.name for path in tmp_path.iterdir()} == {"home"}
+
+
 def test_every_field_of_a_record_can_be_asked_for(home: Path) -> None:
     """A record has no field that a query takes for a slip."""
     assert {name for record in log(home) for name in record} <= FIELDS

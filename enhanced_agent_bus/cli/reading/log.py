@@ -58,10 +58,10 @@ def query_of(words: Sequence[str], *, since: str | None = None, until: str | Non
         now = datetime.now(UTC)
         query = parse(words, now=now)
         times = [None if text is None else time_of(text, now) for text in (since, until)]
+        first = max(filter(None, (query.since, times[0])), default=None)
+        return Query(query.terms, first, min(filter(None, (query.until, times[1])), default=None))
     except BadQuery as error:
         raise CliError(error.message, remedy=error.remedy) from None
-    first = max(filter(None, (query.since, times[0])), default=None)
-    return Query(query.terms, first, min(filter(None, (query.until, times[1])), default=None))
 
 
 class Search:
