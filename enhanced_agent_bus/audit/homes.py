@@ -74,32 +74,18 @@ class Beside:
 def verify(path: Path, key: Key, outside: Note | None = None, scanning: Callable[..., Scan] = Scan) -> Report:
     """As `verify.verify`, of an export or a home; a home is held against what it says beside its records as well.
 
-    Raises: OSError; ValueError, for an outside checkpoint that this key did not sign.
+    Raises: OSError, when there is nothing to check.
     """
-    path.stat()  # whether there is anything to check
+    path.stat()
     if not path.is_dir():
         return alone.verify(export(path), key, outside, scanning)
-    scans: list[Scan] = []
-
-    def scan(*given: object) -> Scan:
-        scans.append(scanning(*given))
-        return scans[-1]
-
     try:
         with open_database(path) as database:
-            return alone.verify(_source(path, database), key, outside, scan)
-    except (sqlite3.DatabaseError, OSError, KeyError, TypeError, AttributeError) as error:
-        return _unreadable(error)
-    except ValueError as error:
-        if scans:  # the outside checkpoint is of another log
-            raise
-        return _unreadable(error)
-
-
-def _unreadable(error: Exception) -> Report:
-    report = Report()
-    report.blame("integrity", Bad(0, 0, None, "altered", f"it cannot be read: {error!r}"))
-    return report
+            return alone.verify(_source(path, database), key, outside, scanning)
+    except (sqlite3.DatabaseError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        report = Report()
+        report.blame("integrity", Bad(0, 0, None, "altered", f"it cannot be read: {error!r}"))
+        return report
 
 
 def _source(home: Path, database: sqlite3.Connection) -> Source:

@@ -158,7 +158,7 @@ class Query:
     def __init__(self, terms: Sequence[Term], since: str | None = None, until: str | None = None) -> None:
         """Raises: BadQuery, when no time is since the one and before the other."""
         if since is not None and until is not None and since >= until:
-            raise BadQuery(f"no record is both since {since} and before {until}", "give since an earlier time than until")
+            raise BadQuery(f"no record is both since {since} and before {until}", "give since an earlier time")
         self.terms = tuple(terms)
         self.since = since
         self.until = until

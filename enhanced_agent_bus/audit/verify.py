@@ -409,12 +409,13 @@ class Scan:
 
 
 def verify(source: Source, key: Key, outside: Note | None = None, scanning: Callable[..., Scan] = Scan) -> Report:
-    """Checks a log, against an outside checkpoint too. Raises: ValueError, when no key of this log signed that one."""
+    """Checks a log, against an outside checkpoint too; where no key of the log signed that one, no further."""
     scan = scanning(source, key, outside)
+    report = scan.report
     if outside is not None and not scan.signed_ever(outside):
         told = f"the outside checkpoint, of {outside.text.splitlines()[0]}, was not signed by a known key of "
-        raise ValueError(told + (key.name or "this log"))
-    report = scan.report
+        report.blame("integrity", Bad(0, max(outside.size - 1, 0), None, "replaced", told + (key.name or "this log")))
+        return report
     try:
         scan.run()
         _judge(scan, outside)
@@ -485,9 +486,10 @@ def main(arguments: list[str]) -> int:
         parser.error(f"{given.log} is a folder: give an export, every body of the table `records`, one a line")
     try:
         outside = given.checkpoint and read_note(given.checkpoint.read_text())
-        report = verify(export(given.log), read_key(given.key.read_text()), outside)
+        source, key = export(given.log), read_key(given.key.read_text())
     except (OSError, ValueError) as error:
         parser.error(str(error))
+    report = verify(source, key, outside)
     lines = [json.dumps(asdict(report))] if given.json else [f"{name:16}{v}" for name, v in asdict(report).items()]
     sys.stdout.write("\n".join([*lines, ""]))
     return 0 if report.ok and not (given.require_anchor and report.unanchored) else 1

@@ -65,7 +65,7 @@ def origin_of(path: Path, key: Key) -> str:
 def verify(path: Path, key: Key, outside: Note | None, witnesses: Sequence[Kept]) -> Report:
     """As `verify.verify`, and against each checkpoint of each witness.
 
-    Raises: OSError; ValueError, for an outside checkpoint that this key did not sign.
+    Raises: OSError, when there is nothing to check.
     """
     scans: list[Scan] = []
 
@@ -77,9 +77,9 @@ def verify(path: Path, key: Key, outside: Note | None, witnesses: Sequence[Kept]
     keys = [key, *_later_keys(path)] if every else [key]
     signed = next((note for note, _ in every[:NEWEST_TRIED] if _opened(keys, note.text)), None)
     anchor = outside
+    if outside is not None and not _opened(keys, outside.text):
+        return homes.verify(path, key, outside)  # which says so
     if signed is not None and (outside is None or signed.size > outside.size):
-        if outside is not None and not _opened(keys, outside.text):
-            return homes.verify(path, key, outside)  # which says so
         if outside is not None:
             every.append((SignedNote(key.name, outside.size, outside.root, outside.text), "the checkpoint given"))
         anchor = Note(signed.size, signed.root, signed.text)

@@ -143,7 +143,7 @@ def test_an_unknown_field_is_wrong_usage(home: Path, capsys: pytest.CaptureFixtu
 def test_a_time_that_is_none_is_wrong_usage(
     words: list[str], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What begins after it ends is never an empty answer with status 0, in no command that takes both; nothing is left."""
+    """What begins after it ends is no empty answer with status 0, in any command that takes both."""
     monkeypatch.chdir(tmp_path)
     assert home.is_dir()
     assert run_command(["audit", *words]) == 2

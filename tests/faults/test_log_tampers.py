@@ -358,12 +358,22 @@ def test_empty_or_missing_log_is_never_ok(copy: Path, tmp_path: Path) -> None:
 
 
 def test_forged_checkpoint_from_outside_is_refused(copy: Path) -> None:
-    """An outside checkpoint that the log's key did not sign is an error, not a verdict."""
+    """An outside checkpoint that the log's key did not sign: this is another log, for `verify` and for `verify.py`."""
     note = (copy / "kept").read_text()
     forged = read_note(note.replace(note.splitlines()[1], "7", 1))
-    with pytest.raises(ValueError, match="not signed"):
-        verify(copy / "home", read_key((copy / "home" / "keys" / "log.vkey").read_text()), forged)
     assert isinstance(forged, Note)
+    key = copy / "home" / "keys" / "log.vkey"
+    report = verify(copy / "home", read_key(key.read_text()), forged)
+    assert report.integrity == "bad"
+    assert report.first_bad is not None
+    assert (report.first_bad.seq, report.first_bad.seq_to, report.first_bad.damage) == (0, 6, "replaced")
+    assert "not signed" in report.first_bad.why
+    export(copy / "home", copy / "log.jsonl")
+    (copy / "forged").write_text(forged.text)
+    status, printed = run(copy / "log.jsonl", "--key", key, "--checkpoint", copy / "forged", "--json")
+    assert (status, json.loads(printed)["first_bad"]) == (1, vars(report.first_bad))
+    (copy / "forged").write_text("no checkpoint")
+    assert run(copy / "log.jsonl", "--key", key, "--checkpoint", copy / "forged")[0] == 2
 
 
 async def test_running_bus_is_verified_while_it_writes(tmp_path: Path) -> None:

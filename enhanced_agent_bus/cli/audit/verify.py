@@ -157,7 +157,6 @@ def verified(
     from enhanced_agent_bus.audit import witnessed
     from enhanced_agent_bus.audit.homes import read_key
     from enhanced_agent_bus.audit.several import verify
-    from enhanced_agent_bus.audit.verify import Bad, Report
 
     if not key_file.is_file():
         raise CliError(f"there is no key {key_file}", remedy="name the log's vkey with --key FILE", code="file")
@@ -167,16 +166,11 @@ def verified(
         what = f"{key_file} holds no public key"
         raise CliError(what, remedy="name the log's `keys/log.vkey`, or a PEM of it", code="file") from None
     outside = None if checkpoint is None else kept_checkpoint(checkpoint)
-    try:
-        if not witnesses:
-            return verify(path, key, outside), []
-        with suppress(ValueError, KeyError, TypeError):  # a log without a first record is found by the check itself
-            witnesses = witnessed.of_log(witnessed.origin_of(path, key), witnesses)
-        return witnessed.verify(path, key, outside, witnesses), witnesses
-    except ValueError as error:  # a checkpoint that was kept elsewhere, and another key: this is another log
-        report = Report()
-        report.blame("integrity", Bad(0, max(outside.size - 1, 0) if outside else 0, None, "replaced", str(error)))
-        return report, witnesses
+    if not witnesses:
+        return verify(path, key, outside), []
+    with suppress(ValueError, KeyError, TypeError):  # a log without a first record is found by the check itself
+        witnesses = witnessed.of_log(witnessed.origin_of(path, key), witnesses)
+    return witnessed.verify(path, key, outside, witnesses), witnesses
 
 
 def is_fine(verdict: Mapping[str, Json], *, require_anchor: bool = False) -> bool:
