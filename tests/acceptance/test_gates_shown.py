@@ -72,6 +72,7 @@ async def test_every_refusal_says_what_was_passed_before_it(tmp_path: Path) -> N
         relay = await bus.register("relay", handler=forward, tenant="acme")
         await bus.register("absent", tenant="acme", when_full="refuse")
         await bus.register("booker", Inbox(), tenant="acme")
+        await bus.register("clerk", Inbox(), tenant="acme")
         await desk.send("booker", {"n": float("nan")}, id="shape")
         await desk.send("nobody", {}, id="identity")
         await desk.send("absent", {}, id="fits")
@@ -79,7 +80,7 @@ async def test_every_refusal_says_what_was_passed_before_it(tmp_path: Path) -> N
         await (await desk.send("relay", {}, id="relayed")).outcome(timeout=20)
         await pinned.send("booker", {}, id="constitution")
         await desk.send("booker", {"loud": True}, id="policy")
-        await desk.send("booker", {"n": 500}, id="held")
+        await desk.send("clerk", {"n": 500}, id="held")  # it keeps the only place there
         await desk.send("booker", {"n": 1}, id="allowed")
         await bus.stop_traffic("agent", "booker", reason="it misbehaves")
         await desk.send("booker", {"n": 1}, id="stopped")
