@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import ssl
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,9 @@ from enhanced_agent_bus.errors import ConfigInvalid
 
 SCHEMES: Final = ("nats", "tls")
 PORT: Final = 4222
+USER_SEED: Final = "SU"
+NSC: Final = "what `nsc generate creds` writes"
+JWT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
@@ -47,37 +51,21 @@ class Access:
         return not all(is_loopback(server.hostname or "") for server in self.servers)
 
     def options(self) -> dict[str, Any]:
-        """What nats-py takes besides an address. Raises: ConfigInvalid, where a file cannot be used."""
+        """What nats-py takes besides an address, read now. Raises: ConfigInvalid, where a file cannot be used.
+
+        It is given texts and no paths: it would look for ever for a JWT in a file that has none.
+        """
         options: dict[str, Any] = {}
-        for key, path in (("user_credentials", self.creds_file), ("nkeys_seed", self.nkey_file)):
-            if path is not None:
-                options[key] = str(self._usable(key, path))
+        if self.creds_file is not None:
+            from nats.aio.client import RawCredentials  # noqa: PLC0415 - an extra
+
+            options["user_credentials"] = RawCredentials(_credentials(self.creds_file))
+        if self.nkey_file is not None:
+            seed = _text(self.nkey_file, "transport.nkey_file").strip()
+            options["nkeys_seed_str"] = _checked(seed, self.nkey_file, "transport.nkey_file")
         if self.wants_tls:
             options["tls"] = self.context()
         return options
-
-    def _usable(self, key: str, path: Path) -> Path:
-        setting = "transport.creds_file" if key == "user_credentials" else "transport.nkey_file"
-        try:
-            content = path.read_text(encoding="ascii")
-        except (OSError, UnicodeDecodeError) as error:
-            what = error.strerror if isinstance(error, OSError) else "it is no text"
-            raise ConfigInvalid(
-                f"{path}, which {setting} names, cannot be read: {what}", remedy="check the path"
-            ) from None
-        try:
-            import nkeys  # noqa: PLC0415 - an extra
-        except ImportError:
-            raise missing(setting) from None
-        seed = content.strip() if key == "nkeys_seed" else _seed_of(content)
-        try:
-            nkeys.from_seed(bytearray(seed.encode())).wipe()
-        except (nkeys.NkeysError, ValueError):
-            shape = "a seed that begins with SU" if key == "nkeys_seed" else "what `nsc generate creds` writes"
-            raise ConfigInvalid(
-                f"{path}, which {setting} names, has no seed of a user", remedy=f"write {shape} into it"
-            ) from None
-        return path
 
     def context(self) -> ssl.SSLContext:
         """For TLS with the server. Raises: ConfigInvalid, where a file cannot be used."""
@@ -95,10 +83,47 @@ class Access:
         return context
 
 
-def _seed_of(content: str) -> str:
+def _text(path: Path, setting: str) -> str:
+    """Raises: ConfigInvalid."""
+    try:
+        return path.read_text(encoding="ascii")
+    except (OSError, UnicodeDecodeError) as error:
+        what = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ConfigInvalid(f"{path}, which {setting} names, cannot be read: {what}", remedy="check the path") from None
+
+
+def _credentials(path: Path) -> str:
+    """A credentials file, in the shape that nats-py reads. Raises: ConfigInvalid."""
+    setting = "transport.creds_file"
+    content = _text(path, setting)
+    jwt = _after(content, "BEGIN NATS USER JWT")
+    if not JWT.fullmatch(jwt):
+        raise ConfigInvalid(f"{path}, which {setting} names, has no JWT of a user", remedy=f"write {NSC} into it")
+    seed = _checked(_after(content, "BEGIN USER NKEY SEED"), path, setting)
+    return f"-----BEGIN NATS USER JWT-----\n{jwt}\n-----BEGIN USER NKEY SEED-----\n{seed}\n"
+
+
+def _checked(seed: str, path: Path, setting: str) -> str:
+    """Raises: ConfigInvalid, for anything but the seed of a user."""
+    try:
+        import nkeys  # noqa: PLC0415 - an extra
+    except ImportError:
+        raise missing(setting) from None
+    of_user = seed if seed.startswith(USER_SEED) else ""
+    try:
+        nkeys.from_seed(bytearray(of_user.encode())).wipe()
+    except (nkeys.NkeysError, ValueError):
+        shape = NSC if setting == "transport.creds_file" else f"a seed that begins with {USER_SEED}"
+        raise ConfigInvalid(
+            f"{path}, which {setting} names, has no seed of a user", remedy=f"write {shape} into it"
+        ) from None
+    return seed
+
+
+def _after(content: str, word: str) -> str:
     """The line after the one that announces it; empty where there is none."""
     lines = iter(content.splitlines())
-    return next((next(lines, "") for line in lines if "BEGIN USER NKEY SEED" in line), "").strip()
+    return next((next(lines, "") for line in lines if word in line), "").strip()
 
 
 def plain(server: SplitResult) -> str:

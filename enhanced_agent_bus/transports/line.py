@@ -60,7 +60,8 @@ class Line:
         self.down: Callable[[], None] = lambda: None
         self._access = access
         self._inbox_front = inbox
-        self._options = access.options() | {"name": name}
+        access.options()  # what is wrong with a file is said before anybody is asked
+        self._name = name
         self._answer_seconds = answer_seconds
         self._ping_seconds = ping_seconds
         self._servers = deque(access.servers)
@@ -228,7 +229,7 @@ class Line:
 
     async def _connect_once(self, server: SplitResult) -> Client:
         """Raises: TransportAway, ConfigInvalid; ConnectionResetError and UnexpectedEOF, when nothing was said."""
-        client, seen = Client(), list[Exception]()
+        client, seen, options = Client(), list[Exception](), self._access.options()
         user, password = secrets_of(server)
 
         def guard() -> None:
@@ -264,7 +265,8 @@ class Line:
                     closed_cb=on_closed,
                     pending_size=PENDING_BYTES,
                     **_NO_RECONNECT,
-                    **self._options,
+                    name=self._name,
+                    **options,
                     **given,
                 )
             guard()
