@@ -12,7 +12,7 @@ import orjson
 from enhanced_agent_bus.admission.chain import Decided
 from enhanced_agent_bus.admission.draft import Shaped
 from enhanced_agent_bus.admission.record import leaving
-from enhanced_agent_bus.admission.seal import SALT_BYTES, commitment, seal
+from enhanced_agent_bus.admission.seal import SALT_BYTES, seal
 from enhanced_agent_bus.admission.sight import Case
 from enhanced_agent_bus.agent import Draft
 from enhanced_agent_bus.delivery.parcel import Parcel
@@ -20,7 +20,7 @@ from enhanced_agent_bus.delivery.runner import misfits
 from enhanced_agent_bus.delivery.shares import SharedPlaces
 from enhanced_agent_bus.errors import BusClosed, BusError
 from enhanced_agent_bus.message import MESSAGE_ID, TYPES, Envelope, Message, shown
-from enhanced_agent_bus.outcome import END_STATES, Receipt
+from enhanced_agent_bus.outcome import Receipt
 from enhanced_agent_bus.ports import Entry, Opening, StoredMessage
 from enhanced_agent_bus.road.desk import (
     NOBODY,
@@ -29,12 +29,12 @@ from enhanced_agent_bus.road.desk import (
     Handling,
     Post,
     Written,
-    disk_silent,
     handling_now,
 )
-from enhanced_agent_bus.road.endings import TOLD_SECONDS, Endings
+from enhanced_agent_bus.road.endings import Endings
 from enhanced_agent_bus.road.mailroom import Mailroom
-from enhanced_agent_bus.road.receipts import first_receipt, receipt_of, recorded_receipt
+from enhanced_agent_bus.road.receipts import receipt_of
+from enhanced_agent_bus.road.repeats import Repeats
 from enhanced_agent_bus.road.rescue import Rescue
 from enhanced_agent_bus.verdict import Party, Refusal
 
@@ -48,10 +48,8 @@ class Sending:
         self._desk = desk
         self._endings = endings
         self._mailroom = mailroom
-        self._rescue = rescue
+        self._repeats = Repeats(desk, endings, rescue)
         self._room = SharedPlaces(desk.settings.limits.inflight, desk.clock.monotonic)  # for what is being decided
-        self._claims: dict[str, asyncio.Future[None]] = {}  # given ids that are being sent right now
-        self._putting: dict[str, asyncio.Future[None] | None] = {}  # of them, those on their way to the disk
 
     async def dispatch(
         self,
@@ -78,25 +76,28 @@ class Sending:
             return await self.turn_away(
                 self._desk.randomness.uuid7(self._desk.clock.now_us()), sender, NOBODY, topic, draft, refusal
             )
-        while (claim := self._claims.get(message_id)) is not None:
-            try:
-                async with asyncio.timeout(RECORD_SECONDS_MAX if self._putting.get(message_id) is claim else None):
-                    await asyncio.shield(claim)
-            except TimeoutError:
-                raise disk_silent() from None
-            self._desk.require_open()
-        claim = self._claims[message_id] = asyncio.get_running_loop().create_future()
+        await self._repeats.claim(message_id)
         try:
-            stored = await self._known(message_id)
+            stored = await self._repeats.known(message_id)
             if stored is not None:
-                return await self._again(stored, message_id, sender, to, topic, draft)
+                return await self._again(stored, sender, to, topic, draft)
             return await self._send(message_id, sender, to, capability, topic, draft, replier)
         finally:
-            if message_id in self._putting:  # its sender leaves before it is on disk: a twin waits for that
-                self._claims[message_id] = self._putting[message_id] = asyncio.get_running_loop().create_future()
-            else:
-                del self._claims[message_id]
-            claim.set_result(None)
+            self._repeats.leave(message_id)
+
+    async def _again(
+        self, stored: StoredMessage, sender: Party, to: str | None, topic: str | None, draft: Draft
+    ) -> tuple[Receipt, Parcel | None]:
+        """What was sent before under this id: the receipt for the same content, refused(replayed) for any other."""
+        message_id = stored.envelope.id
+        shaped = self._desk.shape.check(draft)
+        if isinstance(shaped, Refusal):
+            return await self.turn_away(message_id, sender, NOBODY, topic, draft, shaped)
+        found = await self._repeats.receipt(stored, shaped, to, topic)
+        if isinstance(found, Receipt):
+            return found, self._desk.live.get(message_id)
+        party = self._desk.registry.party(stored.envelope.recipient) or NOBODY
+        return await self.turn_away(message_id, sender, party, topic, draft, found, shaped)
 
     async def _send(
         self,
@@ -292,8 +293,7 @@ class Sending:
                 orjson.dumps([hold.document() for hold in decided.hold]) if decided.hold else b"[]",
                 parcel.hold_expires_us,
             )
-            if envelope.id in self._claims:
-                self._putting[envelope.id] = None
+            self._repeats.putting(envelope.id)
             entry.done = partial(self._accepted, entry, parcel, decided, post, written)
         self._desk.ledger.put(entry)
         return written
@@ -320,10 +320,7 @@ class Sending:
         error: BusError | None,
     ) -> None:
         """The first decision is durable: the message is accepted or held, whatever became of its sender's task."""
-        orphan = self._putting.pop(parcel.envelope.id, None)
-        if orphan is not None:
-            del self._claims[parcel.envelope.id]
-            orphan.set_result(None)
+        self._repeats.put(parcel.envelope.id)
         if error is not None:
             if post is not None:
                 post.mailbox.release()
@@ -402,60 +399,6 @@ class Sending:
         decided = await self._desk.admission.judge(case)
         seq = await self.record(Parcel(envelope, now_us, now_us), decided, None, why="receive").wait()
         return decided.decision_id, seq
-
-    async def _known(self, message_id: str) -> StoredMessage | None:
-        """What is stored under an id, once that is certain. Raises: AuditUnavailable, when the disk does not say."""
-        live = self._desk.live.get(message_id)
-        if live is not None and live.ending:
-            await live.ended(None)
-        deadline = self._desk.clock.monotonic() + RECORD_SECONDS_MAX
-        while (stored := self._desk.ledger.find(message_id)) is not None:
-            if stored.state in END_STATES or message_id in self._desk.live:
-                break
-            # On disk, and not under way here: written by a store that broke, which ends it as it is mended.
-            if self._desk.clock.monotonic() > deadline:
-                raise disk_silent()
-            await asyncio.sleep(TOLD_SECONDS)
-        return stored
-
-    async def _again(
-        self, stored: StoredMessage, message_id: str, sender: Party, to: str | None, topic: str | None, draft: Draft
-    ) -> tuple[Receipt, Parcel | None]:
-        """The first receipt for the same content, and later the recorded state; refused(replayed) for any other."""
-        shaped = self._desk.shape.check(draft)
-        if isinstance(shaped, Refusal):
-            return await self.turn_away(message_id, sender, NOBODY, topic, draft, shaped)
-        before = stored.envelope
-        if before.salt == b"" or message_id in self._desk.erasing:
-            same, why = False, f"the content of {message_id} was erased, so that what is sent now cannot be compared"
-        else:
-            same, why = _same(before, shaped, to, topic), f"{message_id} was sent before with other content"
-        if not same:
-            refusal = Refusal("replayed", why, "give the new message an id of its own")
-            party = self._desk.registry.party(before.recipient) or NOBODY
-            return await self.turn_away(message_id, sender, party, topic, draft, refusal, shaped)
-        if stored.state == "discarded" and stored.code == "audit_unavailable":
-            # Its sender was told that nothing was accepted, and that sending again is safe.
-            receipt = await self._rescue.replay(stored)
-            return receipt, self._desk.live.get(message_id)
-        ending = partial(self._endings.outcome, message_id)
-        age_us = self._desk.clock.now_us() - before.created_us
-        lately = age_us <= self._desk.settings.limits.dedup_seconds * 1e6
-        receipt = (first_receipt if lately else recorded_receipt)(self._desk.ledger, stored, ending)
-        return receipt, self._desk.live.get(message_id)
-
-
-def _same(before: Envelope, shaped: Shaped, to: str | None, topic: str | None) -> bool:
-    headers = commitment(before.salt, shaped.headers_bytes) if shaped.headers else None
-    return (
-        (to is None or before.recipient == to)
-        and before.topic == topic
-        and before.type == shaped.type
-        and before.priority == shaped.priority
-        and shaped.conversation in (None, before.conversation)
-        and before.commitment == commitment(before.salt, shaped.body)
-        and before.headers_commitment == headers
-    )
 
 
 def _nothing_of(
