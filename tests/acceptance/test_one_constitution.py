@@ -10,7 +10,8 @@ import pytest
 
 from enhanced_agent_bus import ConfigInvalid, ConstitutionRejected
 from enhanced_agent_bus.road.spread import ACTIVE, CONSTITUTION
-from enhanced_agent_bus.transports.memory import MemoryBucket, MemoryTransport, open_memory
+from enhanced_agent_bus.transports.memory import MemoryTransport, open_memory
+from enhanced_agent_bus.transports.memory_buckets import MemoryBucket
 from tests.acceptance.test_nodes import nodes, seen, where
 from tests.developer import Doorman, Inbox, log, until
 from tests.support import write_constitution
