@@ -13,8 +13,9 @@ from contextlib import AsyncExitStack
 from typing import Any, Final
 
 from enhanced_agent_bus.admission.answer import deliver_elsewhere
-from enhanced_agent_bus.admission.chain import Active, Admission, Asked, Decided, Held, Lock
+from enhanced_agent_bus.admission.chain import Active, Admission, Asked, Decided
 from enhanced_agent_bus.admission.facts import Planned
+from enhanced_agent_bus.admission.locks import Held, Lock
 from enhanced_agent_bus.admission.shared import MESSAGE, FactsTooLarge, Name, SharedFacts, added_by
 from enhanced_agent_bus.admission.sight import Case, Sight
 from enhanced_agent_bus.errors import TransportAway

@@ -10,30 +10,30 @@ Not here: the shape of a payload (`canonical.py`), which is checked before there
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final, Literal, Protocol
 
 import orjson
 
-from enhanced_agent_bus.admission.answer import NAME_CHARS_MAX, TEXT_CHARS_MAX, deliver_elsewhere, ruling
+from enhanced_agent_bus.admission.answer import deliver_elsewhere, ruling
 from enhanced_agent_bus.admission.facts import COUNTERS, Added, FactBook, scopes
+from enhanced_agent_bus.admission.gates import Gates
+from enhanced_agent_bus.admission.locks import Held, Lock
 from enhanced_agent_bus.admission.reading import Reading
 from enhanced_agent_bus.admission.record import Fields, Record
 from enhanced_agent_bus.admission.seal import Randomness
 from enhanced_agent_bus.admission.shadow import Shadow
 from enhanced_agent_bus.admission.sight import Case, Sight
 from enhanced_agent_bus.admission.trial import Rollout, Trial
-from enhanced_agent_bus.message import Message
 from enhanced_agent_bus.ports import Clock, FactChange, Gate, Loaded, PolicyEngine
-from enhanced_agent_bus.verdict import Admitted, Answer, Hold, Party, Pass, Reason, Refusal, Ruling
+from enhanced_agent_bus.verdict import Admitted, Answer, Hold, Party, Reason, Refusal, Ruling
 
 LATEST: Final = "latest"
 KEY_BYTES_MAX: Final = 1024  # of what a question was about, as it is; beyond, its hash: memory is bounded by entries
 ROUNDS_MAX: Final = 1000  # how often the facts may change under one question before it is given up
-GATES_SHOWN_MAX: Final = 16  # names in a record: it has room for so many, however long they are
 
 
 class RulingCache(Protocol):
@@ -86,14 +86,6 @@ class Asked:
     decision_id: str | None = None
 
 
-@dataclass(slots=True)
-class Lock:
-    """A lock of one owner, and how many want it."""
-
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    users: int = 0
-
-
 class Admission:
     """The chain, for one bus."""
 
@@ -114,11 +106,8 @@ class Admission:
         self._engine = engine
         self._cache = cache
         self._clock = clock
-        self._gates = tuple(gates)
-        self._gate_names = tuple(_capped(gate.name, NAME_CHARS_MAX) for gate in gates)
-        self._all_passed = self._asked_gates(len(self._gates), None)
+        self._gates = Gates(gates, gate_seconds) if gates else None
         self._policy_seconds = policy_seconds
-        self._gate_seconds_max = gate_seconds
         self._grace_seconds = grace_seconds
         self._active: Active  # from the first activation on; before, nothing can be judged
         self.trial: Trial | None = None  # what is tried beside it, if anything is
@@ -187,7 +176,7 @@ class Admission:
         if refusal is not None:
             refused = self._refuse(case, active, refusal, Asked(refusal))
             return refused if case.refusal is not None else self._saw(refused, None)
-        if self._gates:
+        if self._gates is not None:
             return None
         sight = self._look(case, active)
         key = self._key(sight) if active.reading.cacheable else None
@@ -200,7 +189,7 @@ class Admission:
 
     async def judge_asking(self, case: Case) -> Decided:
         """The decision that could not be given at once: gates first, then the policy."""
-        refusal = await self._plugin_gates(case) if self._gates else None
+        refusal = await self._gates.refusal(case) if self._gates is not None else None
         if refusal is not None:
             return self._refuse(case, self._decides(case), refusal, Asked(refusal))
         return await self._policy_gate(case)
@@ -221,39 +210,6 @@ class Admission:
             f"{sender.id} agreed to {agreed}, but {active.digest} is active",
             'register the agent with constitution="latest", or with the active digest once it agrees to it',
         )
-
-    async def _plugin_gates(self, case: Case) -> Refusal | None:
-        for number, gate in enumerate(self._gates):
-            answer = await self._gate(gate, Message(case.addressed.envelope, attempt=case.attempt))
-            if isinstance(answer, Refusal):
-                case.gates = self._asked_gates(number, self._gate_names[number])
-                return answer
-        case.gates = self._all_passed
-        return None
-
-    def _asked_gates(self, passed: int, refused: str | None) -> Mapping[str, object]:
-        """What a record says of the user's gates: how many passed, the first of them, and which one refused."""
-        return {"passed": passed, "names": self._gate_names[: min(passed, GATES_SHOWN_MAX)], "refused": refused}
-
-    async def _gate(self, gate: Gate, message: Message) -> Pass | Refusal:
-        try:
-            async with asyncio.timeout(self._gate_seconds_max) as limit:
-                answer: object = await gate.check(message)
-        except BaseException as error:  # A gate that breaks has not said yes, whatever it raised.
-            if _not_its_own(error):
-                raise
-            what = "took too long" if isinstance(error, TimeoutError) else f"raised {type(error).__name__}"
-            return Refusal(
-                "gate_broken", f"the gate {gate.name} {what}", "mend the gate; the message was not delivered"
-            )
-        if limit.expired():  # it swallowed its deadline, and what it says comes late
-            return Refusal("gate_broken", f"the gate {gate.name} took too long", "make it answer sooner")
-        if isinstance(answer, Pass):
-            return answer
-        if isinstance(answer, Refusal):
-            said = (_capped(answer.code, NAME_CHARS_MAX), _capped(answer.message), _capped(answer.remedy))
-            return Refusal("gate_refused", reasons=(Reason(gate.name, *said),))
-        return Refusal("gate_silent", f"the gate {gate.name} answered neither way", "return Pass() or Refusal(...)")
 
     async def _policy_gate(self, case: Case) -> Decided:
         active, asked = await self._answer(case)
@@ -546,45 +502,6 @@ class Admission:
             conversation.pending += 1
             changes.append(FactChange("conversation", envelope.conversation, COUNTERS, conversation.counters()))
         return number
-
-
-class Held:
-    """A lock by owner that exists while somebody wants it."""
-
-    def __init__(self, locks: dict[tuple[str, str], Lock], owner: tuple[str, str]) -> None:
-        self._locks = locks
-        self._owner = owner
-
-    async def __aenter__(self) -> None:
-        entry = self._locks.setdefault(self._owner, Lock())
-        entry.users += 1
-        try:
-            await entry.lock.acquire()
-        except BaseException:
-            self._leave(entry)
-            raise
-
-    async def __aexit__(self, *_: object) -> None:
-        entry = self._locks[self._owner]
-        entry.lock.release()
-        self._leave(entry)
-
-    def _leave(self, entry: Lock) -> None:
-        entry.users -= 1
-        if not entry.users:
-            del self._locks[self._owner]
-
-
-def _not_its_own(error: BaseException) -> bool:
-    """Whether somebody ends the process or this task, so that a gate's call only passes it on."""
-    task = asyncio.current_task()
-    cancelled = isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
-    return cancelled or isinstance(error, KeyboardInterrupt | GeneratorExit)
-
-
-def _capped(said: object, chars_max: int = TEXT_CHARS_MAX) -> str:
-    """A gate's words as a record can hold them: not too long, and no lone surrogates."""
-    return str(said)[:chars_max].encode("utf-8", "backslashreplace").decode()
 
 
 def _timed_out(detail: str) -> Ruling | Refusal:
