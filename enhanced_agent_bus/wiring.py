@@ -24,7 +24,7 @@ from enhanced_agent_bus.admission.shared import SharedFacts
 from enhanced_agent_bus.authoring import signing
 from enhanced_agent_bus.bus import AgentBus
 from enhanced_agent_bus.clock import SystemClock
-from enhanced_agent_bus.control import ControlServer, socket_path
+from enhanced_agent_bus.control.server import ControlServer, socket_path
 from enhanced_agent_bus.engines.cache import DecisionCache
 from enhanced_agent_bus.engines.worker import WorkerEngine
 from enhanced_agent_bus.errors import ConfigInvalid, ConstitutionRejected, StoreCorrupt, TransportAway

@@ -216,7 +216,7 @@ def witnesses(home: Path) -> Iterator[Finding]:
     """How each witness stands, and whether it is a place apart from the home."""
     from enhanced_agent_bus.cli.state import told
     from enhanced_agent_bus.clock import SystemClock
-    from enhanced_agent_bus.control import plain
+    from enhanced_agent_bus.control.wire import plain
     from enhanced_agent_bus.errors import BusError
     from enhanced_agent_bus.settings import load_settings
     from enhanced_agent_bus.witness.places import require_outside, witness_at

@@ -26,7 +26,7 @@ def read_letter(source: str) -> str:
 
 def ask(session: Session, op: str, args: Mapping[str, Json]) -> Json:
     """The answer of the bus that runs in this home. Raises: CliError, also where none runs; BusError."""
-    from enhanced_agent_bus.control import call
+    from enhanced_agent_bus.control.client import call
     from enhanced_agent_bus.errors import BusError
     from enhanced_agent_bus.ledger.lock import control_socket
 

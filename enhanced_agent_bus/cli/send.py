@@ -133,7 +133,8 @@ async def _send(
     """What became of each message: {receipt} and, with an application, {outcome}."""
     from enhanced_agent_bus import open_bus
     from enhanced_agent_bus.cli.runs.loading import App, choose_constitution
-    from enhanced_agent_bus.control import call, perform
+    from enhanced_agent_bus.control.client import call
+    from enhanced_agent_bus.control.operations import perform
     from enhanced_agent_bus.errors import StoreLocked
     from enhanced_agent_bus.ledger.lock import control_socket
 

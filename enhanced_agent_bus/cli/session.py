@@ -118,7 +118,7 @@ async def _change(home: Path, op: str, args: Mapping[str, Any]) -> Json:
 async def _asking(home: Path) -> AsyncIterator[Ask]:
     """Asks the bus of a home: opened here, or that of the process that has it open."""
     from enhanced_agent_bus import open_bus
-    from enhanced_agent_bus.control import perform
+    from enhanced_agent_bus.control.operations import perform
     from enhanced_agent_bus.errors import StoreLocked
     from enhanced_agent_bus.ledger.lock import control_socket
 
@@ -142,7 +142,7 @@ async def _asking(home: Path) -> AsyncIterator[Ask]:
 
 
 async def _call(path: Path, op: str, args: Mapping[str, Any]) -> Json:
-    from enhanced_agent_bus.control import call
+    from enhanced_agent_bus.control.client import call
 
     return call(path, op, args)
 
@@ -159,7 +159,7 @@ def beside_answers(home: Path) -> dict[str, Any]:
 
 def ask_running(home: Path, op: str, args: Mapping[str, Any] | None = None, *, timeout: float = 5.0) -> Json | None:
     """The answer of the process that has this home open; None when there is none that answers."""
-    from enhanced_agent_bus.control import call
+    from enhanced_agent_bus.control.client import call
     from enhanced_agent_bus.ledger.lock import control_socket
 
     path = control_socket(home)

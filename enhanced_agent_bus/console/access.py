@@ -15,7 +15,7 @@ from typing import Final
 from enhanced_agent_bus.cli.faults import UNDECIDED, CliError
 from enhanced_agent_bus.cli.session import held_up
 from enhanced_agent_bus.clock import SystemClock
-from enhanced_agent_bus.control import call
+from enhanced_agent_bus.control.client import call
 from enhanced_agent_bus.errors import BusClosed, StoreLocked
 from enhanced_agent_bus.ledger.home import open_home
 from enhanced_agent_bus.ledger.lock import control_socket

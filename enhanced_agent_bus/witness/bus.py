@@ -8,7 +8,7 @@ from typing import Final
 
 from enhanced_agent_bus.audit.homes import open_database
 from enhanced_agent_bus.audit.notes import notes_in, one_note
-from enhanced_agent_bus.control import call
+from enhanced_agent_bus.control.client import call
 from enhanced_agent_bus.errors import BusError
 from enhanced_agent_bus.ledger.lock import control_socket
 from enhanced_agent_bus.ports import SignedNote

@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
-from enhanced_agent_bus import AgentBus, BusError, ConstitutionRejected, Message, control, open_bus
+from enhanced_agent_bus import AgentBus, BusError, ConstitutionRejected, Message, open_bus
+from enhanced_agent_bus.control.client import call
+from enhanced_agent_bus.control.server import CONNECTIONS_MAX, PATH_BYTES_MAX
+from enhanced_agent_bus.control.wire import LINE_BYTES_MAX
 from enhanced_agent_bus.ledger.lock import control_socket
 from tests.support import write_constitution
 
@@ -43,7 +46,7 @@ def path(bus: AgentBus) -> Path:
 
 async def ask(path: Path, op: str, args: dict[str, Any] | None = None) -> Any:
     """One question from another thread, as another process would ask it."""
-    return await asyncio.to_thread(control.call, path, op, args, timeout=30)
+    return await asyncio.to_thread(call, path, op, args, timeout=30)
 
 
 async def test_only_the_owner_can_connect(path: Path) -> None:
@@ -137,10 +140,10 @@ async def test_rubbish_is_answered_and_the_next_one_served(path: Path, line: byt
 async def test_a_line_without_end_is_cut_off(path: Path) -> None:
     """A request has a largest size; the client says so itself, and the server closes on who does not."""
     with pytest.raises(BusError) as caught:
-        await ask(path, "put_fact", {"value": "x" * control.LINE_BYTES_MAX})
+        await ask(path, "put_fact", {"value": "x" * LINE_BYTES_MAX})
     assert caught.value.code == "too_large"
-    reader, writer = await asyncio.open_unix_connection(str(path), limit=control.LINE_BYTES_MAX)
-    writer.write(b"x" * (control.LINE_BYTES_MAX + 70_000))
+    reader, writer = await asyncio.open_unix_connection(str(path), limit=LINE_BYTES_MAX)
+    writer.write(b"x" * (LINE_BYTES_MAX + 70_000))
     assert json.loads(await reader.readline())["error"]["code"] == "too_large"
     assert await reader.read() == b""
     writer.close()
@@ -148,7 +151,7 @@ async def test_a_line_without_end_is_cut_off(path: Path) -> None:
 
 async def test_connections_are_bounded(path: Path) -> None:
     """One too many is told so; when one goes, the next is served."""
-    idle = [await asyncio.open_unix_connection(str(path)) for _ in range(control.CONNECTIONS_MAX)]
+    idle = [await asyncio.open_unix_connection(str(path)) for _ in range(CONNECTIONS_MAX)]
     for reader, writer in idle:  # each is known to the server once it has been answered
         writer.write(b'{"op": "status"}\n')
         await reader.readline()
@@ -181,7 +184,7 @@ def test_an_answer_that_came_before_the_question_is_heard(tmp_path: Path) -> Non
         server = threading.Thread(target=turn_away)
         server.start()
         with pytest.raises(BusError) as caught:  # more than a socket takes, so that it is still being sent
-            control.call(tmp_path / "control.sock", "send", {"payload": "x" * 8_000_000}, timeout=30)
+            call(tmp_path / "control.sock", "send", {"payload": "x" * 8_000_000}, timeout=30)
         server.join()
     assert caught.value.code == "busy"
 
@@ -201,7 +204,7 @@ async def test_a_home_with_a_long_path_listens_elsewhere(tmp_path: Path) -> None
         found = control_socket(home)
         assert found is not None
         assert found.parent != home
-        assert len(bytes(found)) <= control.PATH_BYTES_MAX
+        assert len(bytes(found)) <= PATH_BYTES_MAX
         assert stat.S_IMODE(found.parent.stat().st_mode) == 0o700
         assert (await ask(found, "status"))["home"] == str(home)
     assert not found.parent.exists()

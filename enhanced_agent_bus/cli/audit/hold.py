@@ -88,7 +88,7 @@ def list_(context: typer.Context) -> None:
     Example: eab audit hold list
     """
     from enhanced_agent_bus.cli.reading.retained import holds_of
-    from enhanced_agent_bus.control import plain
+    from enhanced_agent_bus.control.wire import plain
 
     session = session_of(context)
     rows = [plain(hold) for hold in holds_of(session.existing_home())]

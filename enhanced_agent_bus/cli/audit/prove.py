@@ -217,7 +217,7 @@ def at_log(home: Path, op: str) -> str:
 
 async def _at_log(home: Path, op: str) -> str:
     from enhanced_agent_bus.clock import SystemClock
-    from enhanced_agent_bus.control import call
+    from enhanced_agent_bus.control.client import call
     from enhanced_agent_bus.errors import StoreLocked
     from enhanced_agent_bus.ledger.home import open_home
     from enhanced_agent_bus.ledger.lock import control_socket

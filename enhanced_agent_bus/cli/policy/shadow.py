@@ -81,7 +81,7 @@ def stop(context: typer.Context) -> None:
 
 def _ask(session: Session, op: str, args: Mapping[str, Any]) -> Any:
     """Raises: CliError, when no bus is running; what the bus raises."""
-    from enhanced_agent_bus.control import call
+    from enhanced_agent_bus.control.client import call
     from enhanced_agent_bus.ledger.lock import control_socket
 
     socket = control_socket(session.existing_home())

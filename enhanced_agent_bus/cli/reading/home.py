@@ -72,7 +72,7 @@ def status_at_rest(home: Path) -> dict[str, Json]:
     """`Status` as the home has it; what was being handled when the process ended counts as queued."""
     from enhanced_agent_bus.admission.stops import SETTING as STOPS
     from enhanced_agent_bus.admission.stops import Stops
-    from enhanced_agent_bus.control import plain
+    from enhanced_agent_bus.control.wire import plain
 
     with database(home) as connection:
         names = _names(home)
