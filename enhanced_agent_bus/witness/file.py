@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from enhanced_agent_bus.audit.notes import notes_in
+from enhanced_agent_bus.ledger.home import sync_folder
 from enhanced_agent_bus.ports import SignedNote
 
 #: How much of the end is looked through for the newest checkpoint of a log.
@@ -45,7 +46,7 @@ class FileWitness:
         finally:
             os.close(descriptor)
         if made:
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
 
     def notes(self) -> list[SignedNote]:
         return list(notes_in(self._path.read_text(encoding="utf-8", errors="replace")))
@@ -56,11 +57,3 @@ class FileWitness:
 
 def _size(note: SignedNote) -> int:
     return note.size
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

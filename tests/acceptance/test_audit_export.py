@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import sqlite3
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from opentelemetry.proto.logs.v1.logs_pb2 import LogsData
 
 from enhanced_agent_bus.audit.formats import parquet
 from enhanced_agent_bus.cli.app import run_command
+from tests.newcomer import newcomer, work_in_copy
 
 SECRET = "4111 1111 1111 1111"
 LINES = ("opa", "ocsf", "cloudevents", "otel")
@@ -34,10 +34,7 @@ LINES = ("opa", "ocsf", "cloudevents", "otel")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the sample has run, and a message with a header and a number that nobody should see."""
     folder = tmp_path_factory.mktemp("begun")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("EAB_HOME", raising=False)
-        assert run_command(["init"]) == 0
+    with newcomer(folder):
         assert run_command(["run", "app.py:build", "--input", "messages.jsonl"]) == 0
         payload = json.dumps({"trip": 7, "card": SECRET})
         send = ["send", "--from", "desk", "--to", "booker", "--id", "paid", "--header", f"auth={SECRET}"]
@@ -48,9 +45,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it to work in."""
-    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("EAB_HOME", raising=False)
+    work_in_copy(begun, tmp_path, monkeypatch)
     return tmp_path
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,6 +22,7 @@ from enhanced_agent_bus.cli.app import run_command
 from enhanced_agent_bus.cli.audit import masking
 from enhanced_agent_bus.engines.worker import WorkerEngine
 from tests.entries import until
+from tests.newcomer import newcomer, work_in_copy
 from tests.opa import Opa, pack
 from tests.support import write_constitution
 
@@ -42,10 +42,7 @@ FORMATS = ("opa", "ocsf", "cloudevents", "otel")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which one message with a card number and a header was sent, and one without."""
     folder = tmp_path_factory.mktemp("begun")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("EAB_HOME", raising=False)
-        assert run_command(["init"]) == 0
+    with newcomer(folder):
         lines = [
             {"from": "desk", "to": "booker", "id": "paid", "headers": {"auth": SECRET}, "payload": {"card": SECRET}},
             {"from": "desk", "to": "booker", "id": "plain", "payload": {"trip": 7}},
@@ -58,9 +55,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, whose settings name a mask."""
-    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("EAB_HOME", raising=False)
+    work_in_copy(begun, tmp_path, monkeypatch)
     Path(".eab/eab.toml").write_text('[audit]\nmask = "mask.rego"\n')
     Path(".eab/mask.rego").write_text(MASK)
     return tmp_path

@@ -16,6 +16,7 @@ import pytest
 from enhanced_agent_bus.audit.mapping import shipped
 from enhanced_agent_bus.cli.app import run_command
 from tests.developer import log
+from tests.newcomer import newcomer, work_in_copy
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "<script>alert(1)</script>"
@@ -33,10 +34,7 @@ def eab(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) ->
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home in which the travel desk had its day."""
     folder = tmp_path_factory.mktemp("begun")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("EAB_HOME", raising=False)
-        assert run_command(["init"]) == 0
+    with newcomer(folder):
         with Path("messages.jsonl").open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"from": "desk", "to": "nobody", "payload": {"note": MARK}}) + "\n")
         assert run_command(["run", "app.py:build", "--input", "messages.jsonl"]) == 0
@@ -46,9 +44,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, in use."""
-    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("EAB_HOME", raising=False)
+    work_in_copy(begun, tmp_path, monkeypatch)
     return tmp_path / ".eab"
 
 

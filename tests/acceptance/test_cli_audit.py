@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shlex
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 from enhanced_agent_bus.cli.app import run_command
+from tests.newcomer import newcomer, work_in_copy
 
 
 def eab_json(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 0) -> list[Any]:
@@ -30,10 +30,7 @@ def eab_json(capsys: pytest.CaptureFixture[str], *arguments: str, status: int = 
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which `eab init` and the line that it prints have run."""
     folder = tmp_path_factory.mktemp("begun")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.delenv("EAB_HOME", raising=False)
-        assert run_command(["init"]) == 0
+    with newcomer(folder):
         assert run_command(["run", "app.py:build", "--input", "messages.jsonl"]) == 0
     return folder
 
@@ -41,9 +38,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def folder(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it to work in."""
-    shutil.copytree(begun, tmp_path, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("EAB_HOME", raising=False)
+    work_in_copy(begun, tmp_path, monkeypatch)
     return tmp_path
 
 

@@ -12,18 +12,13 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any, Final
 
 import pytest
 from opentelemetry.context import Context
-from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
@@ -34,6 +29,7 @@ from enhanced_agent_bus import Agent, AgentBus, Message, Retry
 from enhanced_agent_bus.cli.app import run_command
 from enhanced_agent_bus.observe import sdk, telemetry
 from tests.developer import Inbox, small_bus, until
+from tests.otlp import collector
 from tests.support import write_constitution
 
 SECRET: Final = "geheim-4711"
@@ -354,50 +350,6 @@ def run_in(place: Path, **environ: str) -> tuple[dict[str, Any], str]:
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return json.loads(done.stdout), done.stderr
-
-
-class Collector(ThreadingHTTPServer):
-    """Takes what OTLP brings over HTTP."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Receive)
-        self.traces = ExportTraceServiceRequest()
-        self.metrics = ExportMetricsServiceRequest()
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class _Receive(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        assert isinstance(self.server, Collector)
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.path == "/v1/traces":
-            self.server.traces.MergeFromString(body)
-        else:
-            self.server.metrics.MergeFromString(body)
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Nothing on standard error."""
-
-
-@contextmanager
-def collector() -> Iterator[Collector]:
-    """A collector that listens."""
-    with Collector() as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def test_a_run_tells_the_collector_that_the_variables_name(place: Path) -> None:

@@ -8,70 +8,22 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from threading import Thread
 from typing import Any, Final, Protocol
 
 import pytest
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 
 from enhanced_agent_bus import ConfigInvalid
 from enhanced_agent_bus.audit.notes import notes_in
 from enhanced_agent_bus.ports import SignedNote, Witness
 from enhanced_agent_bus.witness.places import witness_at
 from tests.developer import log, small_bus, until
+from tests.otlp import Collector, collector
 
 KINDS: Final = ("file", "git", "bus", "stdout", "otlp")
 #: Those that can say what they have.
 READABLE: Final = ("file", "git", "git+file", "bus")
-
-
-class Collector(ThreadingHTTPServer):
-    """An OTLP receiver: keeps the text of each log record, or answers with an error."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Receive)
-        self.got: list[str] = []
-        self.headers: list[dict[str, str]] = []
-        self.status = 200
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1/logs"
-
-
-class _Receive(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        assert isinstance(self.server, Collector)
-        request = ExportLogsServiceRequest()
-        request.ParseFromString(self.rfile.read(int(self.headers["Content-Length"])))
-        if self.server.status == 200:
-            records = [one for logs in request.resource_logs for scope in logs.scope_logs for one in scope.log_records]
-            self.server.got += [record.body.string_value for record in records]
-            self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
-        self.send_response(self.server.status)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None:
-        """Nothing on standard error."""
-
-
-@contextmanager
-def collector() -> Iterator[Collector]:
-    """A receiver that listens."""
-    with Collector() as server:
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 class Place(Protocol):
@@ -138,10 +90,10 @@ class _Stdout:
 class _Otlp:
     def __init__(self, server: Collector) -> None:
         self.server = server
-        self.url = f"otlp:{server.address}"
+        self.url = f"otlp:{server.address}/v1/logs"
 
     def found(self) -> list[SignedNote]:
-        return [note for text in self.server.got for note in notes_in(text)]
+        return [note for text in self.server.texts for note in notes_in(text)]
 
 
 @asynccontextmanager
@@ -338,10 +290,10 @@ async def test_a_collector_gets_what_the_variables_of_opentelemetry_say(
     """Without an address behind it, `otlp:` goes where OTEL_* says, with its headers; an error is a failure."""
     del tmp_path
     with collector() as server:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", server.address.removesuffix("/v1/logs"))
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", server.address)
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "x-team=audit")
         await taken(witness_at("otlp:"), note(3))
-        assert [one for text in server.got for one in notes_in(text)] == [note(3)]
+        assert [one for text in server.texts for one in notes_in(text)] == [note(3)]
         assert server.headers[0]["x-team"] == "audit"
         server.status = 400
         with pytest.raises(OSError, match="collector"):

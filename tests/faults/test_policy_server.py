@@ -4,7 +4,6 @@ import asyncio
 import gzip
 import itertools
 import json
-import os
 import re
 import socket
 import sys
@@ -19,6 +18,7 @@ import pytest
 from enhanced_agent_bus import Agent, AgentBus, ConfigInvalid
 from enhanced_agent_bus.engines.http1 import REST_SECONDS
 from tests.developer import Inbox, log, small_bus, until
+from tests.forked import is_refused_in_a_child
 from tests.hostile import NO, YES, Asked, Behave, Hostile, decided, hostile, http, provenance, sends, then_closes
 
 DEADLINE = 0.5
@@ -625,15 +625,5 @@ async def test_the_question_to_a_server_is_not_asked_in_a_forked_child(tmp_path:
     async with hostile(YES) as stub, house(tmp_path, stub.url) as there:
         await there.accepted()
         engine = there.bus.charter._engine  # noqa: SLF001 - no public name leads to it
-        child = os.fork()
-        if child == 0:
-            verdict = 1
-            try:
-                engine.decide("0" * 64, "acme", b"{}", 1.0).send(None)
-            except StopIteration as stop:
-                verdict = 0 if stop.value.code == "policy_unavailable" else 1
-            finally:
-                os._exit(verdict)
-        _, status = await asyncio.to_thread(os.waitpid, child, 0)
-        assert os.waitstatus_to_exitcode(status) == 0
+        assert await is_refused_in_a_child(engine.decide("0" * 64, "acme", b"{}", 1.0))
         await there.accepted()

@@ -19,6 +19,7 @@ from enhanced_agent_bus.engines.link import WorkerLostError
 from enhanced_agent_bus.engines.worker import STARTS_MAX, WorkerEngine
 from enhanced_agent_bus.errors import EngineMissing
 from enhanced_agent_bus.verdict import Answer
+from tests.forked import is_refused_in_a_child
 from tests.support import write_constitution
 
 Make = Callable[..., Path]
@@ -311,17 +312,7 @@ async def test_a_forked_child_decides_nothing_and_harms_nothing(engine: WorkerEn
     """The child of a fork gets refusals, and its end leaves the parent's workers alone."""
     digest = (await engine.load(constitution_dir({"bombs": BOMBS}))).digest
     before = await pids(engine)
-    child = os.fork()
-    if child == 0:
-        verdict = 1
-        try:
-            engine.decide(digest, "acme", document(), 1.0).send(None)
-        except StopIteration as stop:
-            verdict = 0 if stop.value.code == "policy_unavailable" else 1
-        finally:
-            os._exit(verdict)
-    _, status = await asyncio.to_thread(os.waitpid, child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+    assert await is_refused_in_a_child(engine.decide(digest, "acme", document(), 1.0))
     assert allows(await engine.decide(digest, "acme", document(), SECONDS))
     assert await pids(engine) == before
 

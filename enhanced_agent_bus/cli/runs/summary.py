@@ -73,17 +73,7 @@ _LABELS: Final = {
     "queued": "still waiting",
 }
 #: What the accounting of a served run may have gained, beside what was accepted.
-_SERVED: Final = {
-    "delivered": "delivered",
-    "refused": "refused later",
-    "held": "held for approval",
-    "parked": "parked (no handler)",
-    "dead_lettered": "dead-lettered",
-    "expired": "expired",
-    "discarded": "discarded",
-    "queued": "still waiting",
-    "retrying": "still to be retried",
-}
+_SERVED: Final = _LABELS | {"refused": "refused later", "retrying": "still to be retried"}
 
 
 def _show_tally(tally: Tally) -> None:
