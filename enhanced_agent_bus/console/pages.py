@@ -6,7 +6,6 @@ Every function here runs in a thread of its own, but for those that take a form.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,20 +15,15 @@ from typing import Any, Final
 from urllib.parse import parse_qs, parse_qsl, urlencode
 
 from anyio.to_thread import run_sync
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 
-from enhanced_agent_bus.audit.gates import GATES
 from enhanced_agent_bus.audit.query import BadQuery, Query, Term, parse
-from enhanced_agent_bus.cli.audit.witness import witness_line
 from enhanced_agent_bus.cli.reading.log import SEQ_DIGITS_MAX, records_named
 from enhanced_agent_bus.cli.reading.messages import dead_letters_from
-from enhanced_agent_bus.cli.render import quoted, safe
+from enhanced_agent_bus.cli.render import safe
 from enhanced_agent_bus.cli.session import Session, change
-from enhanced_agent_bus.console import words
 from enhanced_agent_bus.console.access import Recorder
 from enhanced_agent_bus.console.constitutions import kept, source
 from enhanced_agent_bus.console.explain import covered, explained, leaf_of
@@ -37,12 +31,12 @@ from enhanced_agent_bus.console.graph import Edge, draw
 from enhanced_agent_bus.console.guard import REPLAY, form_key, same
 from enhanced_agent_bus.console.lists import newest, since
 from enhanced_agent_bus.console.live import Live
-from enhanced_agent_bus.console.rows import row_of, sign_of
+from enhanced_agent_bus.console.rendering import templates
+from enhanced_agent_bus.console.rows import row_of
 from enhanced_agent_bus.console.tally import Count, Counts, Tally
 from enhanced_agent_bus.console.verifying import Verifier
 from enhanced_agent_bus.console.views import View, Views
 
-FOLDER: Final = Path(__file__).resolve().parent
 QUERY_CHARS_MAX: Final = 400  # so that the record of a view has all of it
 ID_CHARS_MAX: Final = 400
 FORM_BYTES_MAX: Final = 16_384
@@ -64,46 +58,6 @@ FILTERS: Final = (
 )
 
 
-def url(path: str, **values: object) -> str:
-    """An address of ours; what comes from the log is quoted in it."""
-    return f"{path}?{urlencode({name: str(value) for name, value in values.items()})}"
-
-
-def phrase(text: str) -> str:
-    """Words of a query in which nothing has a meaning of its own."""
-    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'
-
-
-def between(edge: Edge) -> str:
-    """The decisions on what one sent the other."""
-    sender = f"sender:{phrase(edge.sender)}" if edge.sender else "-sender:*"
-    recipient = "-recipient:* -topic:*"
-    if edge.recipient:
-        topic = edge.recipient.startswith("#")
-        recipient = f"topic:{phrase(edge.recipient[1:])}" if topic else f"recipient:{phrase(edge.recipient)}"
-    return url("/", q=f"kind:decision {sender} {recipient}")
-
-
-def _text(value: object) -> object:
-    """What every `{{ }}` of a template becomes: text on one line, in which nothing drives a page or a terminal."""
-    return value if isinstance(value, Markup) else safe("" if value is None else value)
-
-
-def _moment(at: str | datetime) -> str:
-    """A time of the log, shorter."""
-    text = at if isinstance(at, str) else at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    return text.replace("T", " ").removesuffix("Z")
-
-
-def _after(us: int) -> str:
-    seconds = us / 1e6
-    return f"+{seconds:.3f} s" if abs(seconds) < 1000 else f"+{seconds / 3600:.2f} h"  # noqa: PLR2004
-
-
-def _count(number: int) -> str:
-    return f"{number:,}"
-
-
 @dataclass(frozen=True, slots=True)
 class Parts:
     """What the pages of one console are made from."""
@@ -123,19 +77,7 @@ class Pages:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._templates = Environment(
-            loader=FileSystemLoader(FOLDER / "templates"),
-            autoescape=True,
-            finalize=_text,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        self._templates.filters.update(moment=_moment, after=_after, count=_count)
-        self._templates.globals.update(url=url, phrase=phrase, between=between, sign_of=sign_of, words=words)
-        self._templates.globals.update(
-            gates=GATES, witness_line=witness_line, quoted=quoted, command=parts.session.command
-        )
+        self._templates = templates(parts.session.command)
 
     # --- how a page is made ----------------------------------------------------------------------------------------
 

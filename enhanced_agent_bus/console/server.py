@@ -30,7 +30,8 @@ from enhanced_agent_bus.cli.session import Session
 from enhanced_agent_bus.console.access import Recorder
 from enhanced_agent_bus.console.guard import Guard, Tokens
 from enhanced_agent_bus.console.live import Live
-from enhanced_agent_bus.console.pages import FOLDER, Pages, Parts
+from enhanced_agent_bus.console.pages import Pages, Parts
+from enhanced_agent_bus.console.rendering import FOLDER
 from enhanced_agent_bus.console.tally import Tally
 from enhanced_agent_bus.console.verifying import Verifier
 from enhanced_agent_bus.console.views import Views
