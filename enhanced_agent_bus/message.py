@@ -30,12 +30,17 @@ TYPES: Final = frozenset(
         "task_response",
     }
 )
+_LONG: Final = 10**9  # of a number in a sentence
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def shown(value: object) -> str:
     """A foreign value in a sentence for people: short, ASCII, and made quickly whatever it is."""
-    return ascii(value[:80]) if isinstance(value, str) else f"of type {type(value).__name__}"
+    if isinstance(value, str):
+        return ascii(value[:80])
+    if value is None or type(value) in (bool, float) or (type(value) is int and abs(value) < _LONG):
+        return str(value)
+    return f"of type {type(value).__name__}"
 
 
 class Priority(IntEnum):

@@ -71,7 +71,12 @@ def private_key(path: Path) -> EllipticCurvePrivateKey:
     """The signing key of a PEM file. Raises: ConfigInvalid, when it is none on the curve P-256; OSError."""
     try:
         key = load_pem_private_key(_pem(path), password=None)
-    except (ValueError, TypeError):
+    except TypeError:  # as `cryptography` says that it wants a password
+        raise ConfigInvalid(
+            f"the key in {path} is locked with a passphrase, and nobody is asked for one",
+            remedy="sign with one that is not, or elsewhere: `eab policy sign --digest-only`, then `--signature`",
+        ) from None
+    except ValueError:
         key = None
     if not isinstance(key, EllipticCurvePrivateKey) or not isinstance(key.curve, SECP256R1):
         raise ConfigInvalid(

@@ -14,7 +14,7 @@ from enhanced_agent_bus.cli.envelopes import ask, read_letter
 from enhanced_agent_bus.cli.faults import CliError, unknown_id
 from enhanced_agent_bus.cli.program import named
 from enhanced_agent_bus.cli.render import echo, print_json, print_json_lines, print_table, safe
-from enhanced_agent_bus.cli.session import ask_running, change, session_of
+from enhanced_agent_bus.cli.session import Session, ask_running, change, session_of
 
 KEY_BYTES_MAX = 1024
 AgentId = Annotated[str, typer.Argument(metavar="AGENT", help="Its name.")]
@@ -33,11 +33,22 @@ def agents(context: typer.Context) -> None:
 
     Example: eab agents
     """
-    if context.invoked_subcommand is not None:
-        return
+    if context.invoked_subcommand is None:
+        _list(session_of(context))
+
+
+@app.command("list")
+def list_(context: typer.Context) -> None:
+    """List who is registered, as `eab agents` alone does.
+
+    Example: eab agents list
+    """
+    _list(session_of(context))
+
+
+def _list(session: Session) -> None:
     from enhanced_agent_bus.cli.reading.home import remembered_agents
 
-    session = session_of(context)
     home = session.existing_home()
     rows = ask_running(home, "agents")
     if rows is None:

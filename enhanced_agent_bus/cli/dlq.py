@@ -43,13 +43,15 @@ def list_(
     Example: eab dlq list --recipient booker
     """
     session = session_of(context)
-    rows = _chosen(session, {"sender": sender, "recipient": recipient, "type": kind, "code": code})
+    wanted = {"sender": sender, "recipient": recipient, "type": kind, "code": code}
+    rows = _chosen(session, wanted)
     if session.json:
         print_json_lines(rows)
         return
+    empty = "there are no such dead letters" if any(wanted.values()) else "there are no dead letters"
     names = ("message_id", "sender", "recipient", "type", "code", "attempts", "error", "since")
     columns = [name.replace("_", " ") for name in names]
-    print_table(columns, [[row[name] for name in names] for row in rows], empty="there are no dead letters")
+    print_table(columns, [[row[name] for name in names] for row in rows], empty=empty)
 
 
 @app.command()
@@ -83,6 +85,8 @@ def show(
         echo()
         print_table(HISTORY, [[step[name] for name in HISTORY] for step in steps])
         echo()
+        if found["error"]:
+            echo(f"what it raised:    {session.command(f'audit show {quoted(message_id)} --payload')}")
         echo(f"its records:       {session.command(f'audit show {quoted(message_id)}')}")
         echo(f"decide it again:   {session.command(f'dlq replay {quoted(message_id)}')}")
         echo(f"or end it:         {session.command(f'dlq discard {quoted(message_id)} --reason TEXT')}")

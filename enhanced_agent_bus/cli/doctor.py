@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -59,8 +59,9 @@ def doctor(context: typer.Context) -> int:
     from enhanced_agent_bus.cli.doctor_nodes import nodes
 
     session = session_of(context)
-    findings = [python(), sqlite(), worker(), *look_at_home(session.home), *server(session.home)]
-    findings += [*nodes(session.home), *witnesses(session.home), *disk(session.home)]
+    findings = [python(), sqlite(), worker()]
+    for look in (look_at_home, server, nodes, witnesses, disk):
+        findings += [finding for finding in _found(look, session.home) if finding not in findings]
     wrong = [finding for finding in findings if finding.state == "wrong"]
     if session.json:
         print_json({"ok": not wrong, "findings": [asdict(finding) for finding in findings]})
@@ -70,6 +71,15 @@ def doctor(context: typer.Context) -> int:
             if finding.remedy:
                 echo(f"{finding.what}: {safe(session.named(finding.remedy))}")
     return faults.FOUND if wrong else faults.DONE
+
+
+def _found(look: Callable[[Path], Iterable[Finding]], home: Path) -> Iterator[Finding]:
+    """What one look finds; where it may not look, that is what it finds."""
+    try:
+        yield from look(home)
+    except OSError as error:
+        _, document = faults.describe(error)
+        yield Finding("home", "wrong", document["message"], document["remedy"])
 
 
 def python() -> Finding:
@@ -136,9 +146,12 @@ def look_at_home(home: Path) -> Iterator[Finding]:
     try:
         status, refused = status_at_rest(home), not_taken(home)
         yield Finding("home", "ok", f"{home}: {status['records']} records, constitution {status['constitution']}")
-    except (BusError, sqlite3.Error) as error:
-        _, document = faults.describe(error)
-        yield Finding("home", "wrong", document["message"], document["remedy"])
+    except BusError as error:
+        yield Finding("home", "wrong", error.message, error.remedy)
+        return
+    except sqlite3.Error as error:
+        remedy = "`eab audit verify` says what is still whole"
+        yield Finding("home", "wrong", f"the database cannot be read: {error}", remedy)
         return
     if refused is not None:
         yield Finding(

@@ -75,17 +75,32 @@ def put(
 
     session = session_of(context)
     kind, said = _scope(scope), _value(value)
-    if kind == "agent" and owner not in (row["id"] for row in remembered_agents(session.existing_home())):
+    _require_name(kind, owner)
+    known = remembered_agents(session.existing_home())
+    if kind == "agent" and owner not in (row["id"] for row in known):
         remedy = "`eab agents` lists who is; an application registers agents when it runs"
         raise unknown_id(f"nobody is registered as {owner!r}", remedy)
     try:
         change(session, "put_fact", {"scope": kind, "owner": owner, "key": key, "value": said})
     except ValueError as error:
-        raise CliError(f"the fact {key!r} cannot be written: {error}") from None
+        remedy = "`eab facts list` shows what is there; `eab facts remove` makes room for another kind of value"
+        raise CliError(f"the fact {key!r} cannot be written: {error}", remedy=remedy) from None
     if session.json:
         print_json({"scope": kind, "owner": owner, "key": key, "value": said})
-    else:
-        echo(safe(f"{kind} {owner}: {key} has {compact(said)}"))
+        return
+    echo(safe(f"{kind} {owner}: {key} has {compact(said)}"))
+    if kind == "tenant" and owner not in (row["tenant"] for row in known):
+        echo(safe(f"note: nobody is registered here with the tenant {owner}; `eab agents` shows who is"), error=True)
+
+
+def _require_name(scope: str, owner: str) -> None:
+    """A fact of a name that nobody can have would never be seen. Raises: CliError."""
+    from enhanced_agent_bus.message import AGENT_ID, MESSAGE_ID
+
+    if scope != "agent" and not (MESSAGE_ID if scope == "conversation" else AGENT_ID).fullmatch(owner):
+        raise CliError(
+            f"{owner!r} is no name of a {scope}", remedy="`eab audit search` finds tenants and conversations"
+        )
 
 
 def _value(text: str) -> str | int | float:

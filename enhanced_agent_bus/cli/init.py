@@ -51,6 +51,8 @@ def init(
     import asyncio
 
     session = session_of(context)
+    if folder.exists() and not folder.is_dir():
+        raise CliError(f"{folder} is a file, not a folder", remedy="name another folder", code="file")
     if reset_revision:
         mark = asyncio.run(_reset_revision(_home_in(session, folder)))
         if session.json:

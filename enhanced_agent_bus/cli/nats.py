@@ -35,6 +35,8 @@ def permissions(
     from enhanced_agent_bus.transports import permissions as needed
 
     session = session_of(context)
+    if nsc == "":
+        raise CliError("--nsc names no user", remedy="name the user of the node as nsc has it")
     name = load_settings(session.home).transport.name if bus is None else bus
     try:
         allowed = needed.permissions(name)

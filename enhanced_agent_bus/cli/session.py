@@ -62,6 +62,19 @@ def home_from(option: str | None) -> Path:
     return Path(option or os.environ.get("EAB_HOME") or DEFAULT_HOME)
 
 
+def require_outside_homes(output: Path) -> None:
+    """What a command writes for somebody never takes the place of a home's own files. Raises: CliError."""
+    place = output.resolve()
+    homes = (folder for folder in (place, *place.parents) if (folder / "home.json").exists())
+    home = next((folder for folder in homes if (folder / "bus.db").exists()), None)
+    if home is not None:
+        raise CliError(
+            f"{output} lies in the home {home}, where a file of the bus could be written over",
+            remedy="name one outside of it",
+            code="file",
+        )
+
+
 def change(session: Session, op: str, args: Mapping[str, Any]) -> Json:
     """Does one operation on the bus of this home: opens it, or asks the process that has it open.
 

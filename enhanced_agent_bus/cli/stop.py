@@ -39,7 +39,7 @@ def stop(
     """
     from enhanced_agent_bus.cli.reading.home import remembered_agents
 
-    of, name = _target(agent, tenant, everything=everything)
+    of, name = _target("stop", agent, tenant, everything=everything)
     require_reason(reason)
     session = session_of(context)
     known = remembered_agents(session.existing_home())
@@ -71,7 +71,7 @@ def resume(
 
     Example: eab resume --agent booker --reason "mended"
     """
-    of, name = _target(agent, tenant, everything=everything)
+    of, name = _target("resume", agent, tenant, everything=everything)
     require_reason(reason)
     session = session_of(context)
     try:
@@ -91,10 +91,11 @@ def in_words(of: str, name: str) -> str:
     return "the whole bus" if of == "all" else f"{of} {name}"
 
 
-def _target(agent: str | None, tenant: str | None, *, everything: bool) -> tuple[str, str]:
+def _target(command: str, agent: str | None, tenant: str | None, *, everything: bool) -> tuple[str, str]:
     """Raises: CliError, when that is not exactly one."""
     given = [(of, name) for of, name in (("agent", agent), ("tenant", tenant)) if name is not None]
     given += [("all", "")] if everything else []
     if len(given) != 1:
-        raise CliError("give --agent ID, --tenant T or --all, and one of them only", remedy="`eab stop --help`")
+        remedy = f"`eab {command} --help` has an example"
+        raise CliError("give --agent ID, --tenant T or --all, and one of them only", remedy=remedy)
     return given[0]

@@ -104,6 +104,21 @@ def is_async(handler: Handler) -> bool:
     return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
 
 
+def require_handler(handler: Any) -> None:
+    """Says at registration what each delivery would fail with. Raises: TypeError."""
+    if not callable(handler):
+        raise TypeError(f"the handler is {type(handler).__name__}: give a function of a message")
+    try:
+        inspect.signature(handler).bind(None)
+    except ValueError:  # a callable that does not say what it takes
+        return
+    except TypeError as error:
+        name = getattr(handler, "__qualname__", type(handler).__qualname__)
+        raise TypeError(
+            f"the handler {name} cannot be called with a message ({error}): give it one parameter"
+        ) from None
+
+
 def misfits(model: type[BaseModel] | None, body: bytes) -> str:
     """Why a recipient's model does not take a payload, without the values; empty when it does."""
     if model is None:

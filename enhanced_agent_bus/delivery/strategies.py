@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from enhanced_agent_bus.delivery.runner import Handler, is_async
+from enhanced_agent_bus.delivery.runner import Handler, is_async, require_handler
 from enhanced_agent_bus.message import Message
 
 
@@ -124,6 +124,7 @@ def _several(handlers: Sequence[Handler]) -> Sequence[Handler]:
             raise ValueError("Strategy.by_key goes outside: inside another strategy it would order nothing")  # noqa: TRY004
         if not callable(handler):
             raise TypeError(f"{type(handler).__name__} is not a handler: give a function of a message")
+        require_handler(handler)
     return tuple(handlers)
 
 

@@ -30,8 +30,8 @@ class HomeLock:
         except BlockingIOError:
             os.close(descriptor)
             raise StoreLocked(
-                f"the home {home} is open in another process",
-                remedy="stop that one, or talk to it: one home belongs to one process at a time",
+                f"the home {home} is open in another process, or as another bus of this one",
+                remedy="close that one, or talk to it: one home belongs to one bus at a time",
             ) from None
         os.ftruncate(descriptor, 0)
         return cls(descriptor)

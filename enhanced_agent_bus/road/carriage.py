@@ -58,6 +58,8 @@ class Carriage:
         self._owners.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             self._desk.broken = self._desk.broken or error
+            if isinstance(error, KeyboardInterrupt | SystemExit):  # asyncio lets these end the program by themselves
+                return
             task.get_loop().call_exception_handler(
                 {"message": f"the bus stops taking messages: {task.get_name()} ended", "exception": error, "task": task}
             )

@@ -193,7 +193,7 @@ class Endings:
             while (parcel := self._desk.live.get(message_id)) is None:
                 stored = self._desk.ledger.find(message_id)
                 if stored is None:
-                    raise KeyError(message_id)
+                    raise KeyError(f"no message {message_id}")
                 if stored.state in END_STATES:
                     return self._stored_outcome(stored)
                 self._desk.require_open()

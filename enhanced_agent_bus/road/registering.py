@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from enhanced_agent_bus.delivery.runner import Handler, is_async
+from enhanced_agent_bus.delivery.runner import Handler, is_async, require_handler
 from enhanced_agent_bus.delivery.strategies import ByKey
 from enhanced_agent_bus.errors import BusError
 from enhanced_agent_bus.message import TYPES, Message, shown
@@ -50,8 +50,8 @@ class Duty:
         ):
             raise ValueError("concurrency must be at least 1 and timeout more than 0 seconds")
         _check_retry(self.retry)
-        if self.handler is not None and not callable(self.handler):
-            raise TypeError(f"the handler is {type(self.handler).__name__}: give a function of a message")
+        if self.handler is not None:
+            require_handler(self.handler.handler if isinstance(self.handler, ByKey) else self.handler)
         return self
 
 

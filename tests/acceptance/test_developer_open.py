@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from enhanced_agent_bus import (
     Status,
     StoreCorrupt,
     StoreLocked,
+    Strategy,
     open_bus,
 )
 from tests.developer import Doorman, Inbox, adds_up, log, small_bus, until
@@ -492,3 +494,50 @@ async def test_sender_that_waits_for_an_agent_that_goes(tmp_path: Path) -> None:
         assert [(await task).code for task in waiting] == ["recipient_unknown"] * 3
         assert (await first.outcome(timeout=5)).state == "delivered"
         assert bus.status().accounting["accepted"] == 1
+
+
+async def takes_nothing() -> None:
+    """A handler as somebody writes it who does not need the message."""
+
+
+TAKES_NOTHING: Any = takes_nothing
+
+
+def takes_two(message: Message, context: object) -> None:
+    """A handler as another library calls it."""
+
+
+@pytest.mark.parametrize(
+    ("handler", "says"),
+    [
+        (lambda: TAKES_NOTHING, "too many positional arguments"),
+        (lambda: takes_two, "missing a required argument: 'context'"),
+        (lambda: Strategy.all(TAKES_NOTHING), "too many positional arguments"),
+        (lambda: Strategy.by_key(TAKES_NOTHING), "too many positional arguments"),
+    ],
+)
+async def test_a_handler_that_takes_no_message_is_not_registered(
+    tmp_path: Path, handler: Callable[[], Any], says: str
+) -> None:
+    """Every delivery to it would fail: it is said at once, with what to write, and nobody is registered."""
+    async with small_bus(tmp_path) as bus:
+        with pytest.raises(TypeError, match=f"cannot be called with a message .*({says}).*one parameter"):
+            await bus.register("worker", handler=handler(), tenant="acme")
+        assert bus.agents() == []
+        await bus.register("worker", handler=print, tenant="acme")  # whatever can be called with one will do
+
+
+async def test_what_is_wrong_is_shown_where_it_is_short(tmp_path: Path) -> None:
+    """A number that is none of the four is in the sentence, and a home that this process has open is not another's."""
+    async with small_bus(tmp_path) as bus:
+        desk = await bus.register("desk", tenant="acme")
+        receipt = await desk.send("desk", {}, priority=9)
+        assert receipt.reasons[0].message == "the priority 9 is none"
+        no_name: Any = 7
+        receipt = await desk.send(no_name, {})
+        assert receipt.reasons[0].message == "the recipient 7 is not an agent id"
+        with pytest.raises(KeyError, match="no message nope"):
+            await bus.outcome("nope")
+        with pytest.raises(StoreLocked, match="in another process, or as another bus of this one"):
+            async with open_bus(tmp_path / "home"):
+                pass

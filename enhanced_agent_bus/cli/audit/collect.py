@@ -15,7 +15,7 @@ import typer
 
 from enhanced_agent_bus.cli.faults import CliError
 from enhanced_agent_bus.cli.render import counted, echo, print_json, safe
-from enhanced_agent_bus.cli.session import session_of
+from enhanced_agent_bus.cli.session import require_outside_homes, session_of
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -57,6 +57,7 @@ def collect(
     if token is None and not is_loopback(host):
         remedy = "name a file with a token (--token-file), or listen on 127.0.0.1"
         raise CliError(f"whoever reaches {host} could write into {output}", remedy=remedy)
+    require_outside_homes(output)
     try:
         events = Events(output, bytes_max=max_mb * 1024 * 1024)
     except BlockingIOError:

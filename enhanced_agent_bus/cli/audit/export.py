@@ -13,7 +13,7 @@ import typer
 
 from enhanced_agent_bus.cli.faults import UNDECIDED, CliError
 from enhanced_agent_bus.cli.render import counted, echo, print_json, safe
-from enhanced_agent_bus.cli.session import Session, note_access, session_of
+from enhanced_agent_bus.cli.session import Session, note_access, require_outside_homes, session_of
 
 if TYPE_CHECKING:
     from enhanced_agent_bus.audit.formats.row import Origin, Row
@@ -70,6 +70,8 @@ def export(
 
     session = session_of(context)
     home = session.existing_home()
+    if output is not None:
+        require_outside_homes(output)
     if tiles is not None:
         if output is not None or since is not None or until is not None or payload or format is not Format.JSONL:
             raise CliError("tiles are the whole of what is signed, in a folder: --tiles DIR takes no other option")

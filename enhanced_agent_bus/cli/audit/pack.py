@@ -13,7 +13,7 @@ import typer
 from enhanced_agent_bus.cli.audit.report import SEED, Format, mapping_read, mapping_text, reported, written
 from enhanced_agent_bus.cli.faults import FOUND, CliError, unknown_id
 from enhanced_agent_bus.cli.render import counted, echo, print_json, safe
-from enhanced_agent_bus.cli.session import Json, note_access, session_of
+from enhanced_agent_bus.cli.session import Json, note_access, require_outside_homes, session_of
 
 if TYPE_CHECKING:
     import zipfile
@@ -65,6 +65,7 @@ def pack(
         raise CliError(f"there is no folder {output.parent}", remedy="name a file in a folder that is there")
     if output.is_dir():
         raise CliError(f"{output} is a folder", remedy="name a file in it: -o FOLDER/evidence.zip", code="file")
+    require_outside_homes(output)
     drawn = _drawn(home, words or [], number, seed)
     if payload:
         note_access(session, "audit pack", " ".join(words or []) or "all")

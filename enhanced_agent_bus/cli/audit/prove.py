@@ -13,7 +13,7 @@ import typer
 from enhanced_agent_bus.cli.audit.witness import kept_checkpoint
 from enhanced_agent_bus.cli.faults import FOUND, CliError, unknown_id
 from enhanced_agent_bus.cli.render import counted, echo, print_json, safe
-from enhanced_agent_bus.cli.session import Json, Session, session_of
+from enhanced_agent_bus.cli.session import Json, Session, require_outside_homes, session_of
 
 if TYPE_CHECKING:
     from enhanced_agent_bus.audit.proofs import Consistency, Inclusion
@@ -44,6 +44,8 @@ def prove(
     session = session_of(context)
     if (name is None) == (consistency is None):
         raise CliError("name a record to prove, or a checkpoint with --consistency FILE, and not both")
+    if output is not None:
+        require_outside_homes(output)
     if name is not None:
         proof = _inclusion(session, name)
         text, document = proof.text, _document(proof)

@@ -12,7 +12,7 @@ import typer
 
 from enhanced_agent_bus.cli.faults import CliError
 from enhanced_agent_bus.cli.render import counted, echo, print_json, safe
-from enhanced_agent_bus.cli.session import Json, session_of
+from enhanced_agent_bus.cli.session import Json, require_outside_homes, session_of
 
 if TYPE_CHECKING:
     from enhanced_agent_bus.audit.mapping import Framework
@@ -63,6 +63,8 @@ def report(
         echo(text.rstrip("\n"))
         return
     home = session.existing_home()
+    if output is not None:
+        require_outside_homes(output)
     document = reported(home, mapping_read(text, mapping), since=since, until=until, seed=seed, checkpoint=checkpoint)
     chosen = format_ or _by_name(output) or (Format.JSON if session.json else Format.MARKDOWN)
     if chosen is Format.JSON and output is None:

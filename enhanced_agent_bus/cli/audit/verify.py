@@ -16,6 +16,7 @@ from enhanced_agent_bus.cli.audit import collect, export, pack, read, report, re
 from enhanced_agent_bus.cli.audit import joined as several
 from enhanced_agent_bus.cli.audit.witness import configured_witnesses, kept_checkpoint, named_witnesses, witness_line
 from enhanced_agent_bus.cli.faults import CliError
+from enhanced_agent_bus.cli.reading.readable import require_readable
 from enhanced_agent_bus.cli.render import counted, echo, print_json, print_pairs, safe
 from enhanced_agent_bus.cli.session import Json, Session, session_of
 
@@ -68,6 +69,7 @@ def verify(
         what = "several logs, keys or checkpoints were named"
         raise CliError(what, remedy="name one of each, or give --all to hold several logs against each other")
     path = log[0] if log else session.existing_home()
+    _require_log(path)
     vkey = key[0] if key else (path if path.is_dir() else session.home) / "keys" / "log.vkey"
     kept: Sequence[Kept] = named_witnesses(witness) if witness else configured_witnesses(path)
     outside = checkpoint[0] if checkpoint else None
@@ -98,8 +100,10 @@ _NO_EXPORTS = (
 
 
 def _require_export(path: Path) -> None:
-    """Raises: CliError, for a file that was never an export: it is no damaged log."""
+    """Raises: CliError, for a file that was never an export, and OSError, where reading is denied: no damaged logs."""
     if path.is_dir():
+        if (path / "bus.db").is_file():
+            require_readable(path)
         return
     with path.open("rb") as file:
         begins = file.read(16)

@@ -19,7 +19,7 @@ from enhanced_agent_bus.cli.policy import activate, change, explain, new, shadow
 from enhanced_agent_bus.cli.policy.author import Constitution, at_workbench, existing, show_problem
 from enhanced_agent_bus.cli.program import named
 from enhanced_agent_bus.cli.render import counted, echo, print_json, print_json_lines, print_table, safe
-from enhanced_agent_bus.cli.session import session_of
+from enhanced_agent_bus.cli.session import require_outside_homes, session_of
 
 if TYPE_CHECKING:
     from enhanced_agent_bus.authoring.workbench import Workbench
@@ -203,6 +203,10 @@ def build(
     if output.is_dir() or not output.absolute().parent.is_dir():
         remedy = "name a file in a folder that exists"
         raise CliError(f"a bundle cannot be written to {output}", remedy=remedy, code="file")
+    require_outside_homes(output)
+    if path.is_dir() and output.resolve().is_relative_to(path.resolve()):
+        remedy = "name one outside of it: a bundle does not belong into the next one"
+        raise CliError(f"{output} lies in the folder that is built", remedy=remedy, code="file")
     digest = at_workbench(lambda bench: _build(bench, path, output))
     if session_of(context).json:
         print_json({"bundle": str(output), "digest": digest, "bytes": output.stat().st_size})

@@ -11,7 +11,7 @@ import typer
 
 from enhanced_agent_bus.cli.faults import CliError
 from enhanced_agent_bus.cli.render import echo, print_json, safe
-from enhanced_agent_bus.cli.session import Session, session_of
+from enhanced_agent_bus.cli.session import Session, require_outside_homes, session_of
 
 Key = Annotated[
     Path | None,
@@ -61,6 +61,9 @@ def sign(
             remedy="name a file with -o, in a folder that exists",
             code="file",
         )
+
+    if not digest_only:
+        require_outside_homes(target)
 
     async def work() -> tuple[str, str]:
         async with workbench() as bench:

@@ -20,6 +20,7 @@ from enhanced_agent_bus.admission.canonical import canonical
 from enhanced_agent_bus.audit.homes import open_database
 from enhanced_agent_bus.audit.query import BadQuery, time_of
 from enhanced_agent_bus.cli.faults import CliError, unknown_id
+from enhanced_agent_bus.cli.reading.readable import require_readable
 from enhanced_agent_bus.cli.session import Json
 from enhanced_agent_bus.errors import ConfigInvalid, StoreCorrupt
 from enhanced_agent_bus.ledger import sql
@@ -55,6 +56,7 @@ def database(home: Path) -> Iterator[sqlite3.Connection]:
         if not (home / name).is_file():
             remedy = "restore it from a backup; without one, `eab init --new-log` begins anew"
             raise StoreCorrupt(f"the home {home} has lost its {name}", remedy=remedy)
+    require_readable(home)
     with open_database(home) as connection:
         yield connection
 
