@@ -2,8 +2,12 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"reflect"
 	"slices"
 	"testing"
+
+	"github.com/open-policy-agent/opa/v1/ast"
 
 	"opa-agent-bus/pdp/internal/reduced"
 )
@@ -46,5 +50,50 @@ func TestCapabilitiesLeaveOutWhatDoesNotBelong(t *testing.T) {
 	}
 	if slices.Contains(caps.Features, "rego_v2") || slices.Contains(caps.Features, "rego_v2_import") {
 		t.Errorf("features %v", caps.Features)
+	}
+}
+
+// bare is a document without what only describes arguments: OPA drops that when it reads a file.
+func bare(t *testing.T, value any) any {
+	t.Helper()
+	text, err := json.Marshal(value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var document any
+	if err := json.Unmarshal(text, &document); err != nil {
+		t.Fatal(err)
+	}
+	return withoutWords(document)
+}
+
+func withoutWords(value any) any {
+	switch value := value.(type) {
+	case []any:
+		for i := range value {
+			value[i] = withoutWords(value[i])
+		}
+	case map[string]any:
+		for key, inner := range value {
+			value[key] = withoutWords(inner)
+		}
+		if _, typed := value["type"]; typed {
+			delete(value, "name")
+			delete(value, "description")
+		}
+	}
+	return value
+}
+
+func TestCapabilitiesAreWhatOPAReadsInTheFile(t *testing.T) {
+	read, err := ast.LoadCapabilitiesJSON(bytes.NewReader(capabilitiesJSON))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(bare(t, capabilities()), bare(t, read)) {
+		t.Error("a built-in is declared otherwise than in capabilities.json")
+	}
+	if capabilities().AllowNet == nil || len(capabilities().AllowNet) > 0 || len(read.AllowNet) > 0 {
+		t.Error("the network is allowed")
 	}
 }

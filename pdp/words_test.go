@@ -35,7 +35,7 @@ func TestAMistakeIsSaidInWordsOnItsLine(t *testing.T) {
 		"and at the start":      {rule, body("input.message.hops < 3\n\tand input.message.id"), 7, "expected a new line or ; or }", "one below the other"},
 		"a comma":               {rule, body("input.message.hops < 3,\n\tinput.message.id"), 6, "unexpected , token", "one below the other"},
 		"too many values":       {rule, body("is_number(input.message.hops, 1)"), 6, "is_number takes 1 value and gets 2", "give it 1 value"},
-		"another type":          {rule, body("startswith(input.message.hops, \"a\")"), 6, "it takes (string, string)", "same type"},
+		"another type":          {rule, body("startswith(input.message.hops, \"a\")"), 6, "it takes (search: string, base: string)", "same type"},
 		"another language's":    {rule, body("is_list(input.sender.roles)"), 6, "is_list", "did you mean is_array?"},
 		"no such built-in":      {rule, body("frobnicate(input.sender.roles)"), 6, "frobnicate", "OPA's policy reference"},
 		"a mark in data":        {"bus/rules/one/data.json", "\ufeff{}", 1, "byte order mark", "without a byte order mark"},

@@ -101,15 +101,15 @@ class Inbox:
         self._stops.clear()
 
     def _take_message(self, agent_id: str, handed: Handed) -> None:
-        self._outbox.own(self._settled(handed, self._message(agent_id, handed)), f"letter {handed.letter.id}")
+        self._outbox.own(self._settled(handed, partial(self._message, agent_id)), f"letter {handed.letter.id}")
 
     def _take_mail(self, handed: Handed) -> None:
-        self._outbox.own(self._settled(handed, self._mail(handed)), f"letter {handed.letter.id}")
+        self._outbox.own(self._settled(handed, self._mail), f"letter {handed.letter.id}")
 
-    async def _settled(self, handed: Handed, work: Coroutine[Any, Any, bool]) -> None:
+    async def _settled(self, handed: Handed, work: Callable[[Handed], Awaitable[bool]]) -> None:
         """Says that a letter is dealt with where that is so; what the disk or the transport held up comes again."""
         try:
-            if await work:
+            if await work(handed):
                 await handed.done()
         except BusError as error:
             logger.info("the letter %s is to come again: %s", handed.letter.id, error)

@@ -83,7 +83,7 @@ MISTAKES: Final[dict[str, tuple[str, int, str, str]]] = {
     "an argument of another type": (
         'admit if startswith(input.message.priority, "1")',
         10,
-        "it takes (string, string) and gets (number, string)",
+        "it takes (search: string, base: string) and gets (number, string)",
         "same type",
     ),
     "strict mode": ('admit if {\n\tx := input.message.type\n\tinput.message.topic == "a"\n}', 2, "x unused", "_"),
