@@ -1,8 +1,8 @@
 """The kill switch: stops an agent, a tenant or everything, at once here, and then on the other nodes.
 
-What is stopped on one node stands in one shared key. A node that cannot reach it stops by itself all the same, and
-says so to the others once it can; it resumes only together with them. Not here: who asks what is stopped (sending,
-carriage, inbox).
+What is stopped on one node stands in one shared key, and why a stop has ended in another. A node that cannot reach
+them stops by itself all the same, and says so to the others once it can; it resumes only together with them. Not here:
+who asks what is stopped (sending, carriage, inbox).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -22,7 +22,9 @@ from enhanced_agent_bus.road.desk import Desk
 from enhanced_agent_bus.road.mailroom import Mailroom
 from enhanced_agent_bus.verdict import Refusal
 
-STOPS: Final = "stops"  # the bucket, and its one key
+STOPS: Final = "stops"  # the bucket, and the key with all that is stopped
+RESUMED: Final = "resumed"  # the key with why the newest stops ended, written before they are taken from the other
+RESUMED_MAX: Final = 100
 REASON_CHARS_MAX: Final = 300
 SHARE_SECONDS: Final = 2.0  # for the other nodes to be told while an operator waits
 AGAIN_SECONDS: Final = 0.5
@@ -39,6 +41,8 @@ class Stopping:
         self._turn = asyncio.Lock()
         self._bucket: Bucket | None = None  # where there are other nodes
         self._heard = 0  # the revision of the key
+        self._heard_why = 0
+        self._why: list[_Resumed] = []  # the newest first
         self._unreadable = False
         self._resuming: set[Key] = set()  # recorded by whoever asked for it
         self._unwatch: Callable[[], None] | None = None
@@ -83,6 +87,7 @@ class Stopping:
             try:
                 if self._bucket is not None:
                     async with asyncio.timeout(SHARE_SECONDS):
+                        await self._say_why(self._bucket, key, stop, reason[:REASON_CHARS_MAX], by)
                         await self._change(self._bucket, key)
                 if stops.get(key) is not stop:  # somebody stopped it again meanwhile: that holds
                     return
@@ -127,8 +132,17 @@ class Stopping:
 
     async def look(self) -> None:
         """Asks what is stopped. Raises: TransportAway."""
-        if self._bucket is not None and (item := await self._bucket.get(STOPS)) is not None:
+        if self._bucket is not None:
+            await self._ask(self._bucket)
+
+    async def _ask(self, bucket: Bucket) -> Item | None:
+        """What is stopped, as it is heard now. Why something has ended is asked after it, since it is said before."""
+        item = await bucket.get(STOPS)
+        if item is not None and item.revision > self._heard:
+            if (why := await bucket.get(RESUMED)) is not None:
+                self._hear(why)
             self._hear(item)
+        return item
 
     def cut_off(self) -> Refusal | None:
         """Why nothing may be decided here: nobody can read what is stopped."""
@@ -138,6 +152,8 @@ class Stopping:
         return Refusal("policy_unavailable", why, "call `eab stop` for what is to be stopped: that writes it anew")
 
     def _hear(self, item: Item) -> None:
+        if item.key == RESUMED and item.revision > self._heard_why:
+            self._heard_why, self._why = item.revision, _reasons(item.value)
         if item.key != STOPS or item.revision <= self._heard:
             return
         self._heard = item.revision
@@ -157,10 +173,14 @@ class Stopping:
             elif key not in stops.pending:
                 stops.set(key, stop, pending=False)
                 self._note("stopped", key, stop.reason, stop.by, origin)
-        for key in stops.all():
+        for key, stop in stops.all().items():
             if key not in said and key not in stops.pending and key not in self._resuming:
                 stops.remove(key)
-                self._note("resumed", key, "resumed on another node", "another node")
+                why = next((one for one in self._why if one.ended(key, stop)), None)
+                if why is None:
+                    self._note("resumed", key, "resumed on another node", "another node")
+                else:
+                    self._note("resumed", key, why.reason, why.by, why.origin)
                 self._mailroom.wake()
 
     def _note(self, event: str, key: Key, reason: str, by: str, origin: str | None = None) -> None:
@@ -196,13 +216,22 @@ class Stopping:
                             await self._desk.write(self._entry("stop_shared", key, stop.reason, stop.by))
                 return
 
+    async def _say_why(self, bucket: Bucket, key: Key, stop: Stop, reason: str, by: str) -> None:
+        """Raises: TransportAway."""
+        ended = _Resumed(*key, stop.since_us, reason, by, self._origin())
+        for _ in range(CHANGES_MAX):
+            item = await bucket.get(RESUMED)
+            said = [ended, *_reasons(item.value if item is not None else None)][:RESUMED_MAX]
+            with suppress(Conflict):
+                await bucket.swap(RESUMED, orjson.dumps([list(one) for one in said]), item.revision if item else 0)
+                return
+        raise TransportAway("other nodes keep changing why they resumed")
+
     async def _change(self, bucket: Bucket, gone: Key | None) -> None:
         """Adds what is pending, or removes one. Raises: TransportAway."""
         stops = self._desk.stops
         for _ in range(CHANGES_MAX):
-            item = await bucket.get(STOPS)
-            if item is not None:
-                self._hear(item)
+            item = await self._ask(bucket)
             lost = item is None or self._unreadable
             said = {} if item is None or lost else _read(item.value or b"")
             known = stops.all() if lost else {key: stop for key, (stop, _) in said.items()}
@@ -227,6 +256,29 @@ class Stopping:
     def _document(self, stops: dict[Key, Stop], origins: dict[Key, str] | None = None) -> bytes:
         named = origins or {}
         return orjson.dumps([[*key, *stop, named.get(key) or self._origin()] for key, stop in stops.items()])
+
+
+class _Resumed(NamedTuple):
+    """Why a stop has ended, and on which node somebody said so."""
+
+    of: str
+    name: str
+    since_us: int  # of the stop
+    reason: str
+    by: str
+    origin: str
+
+    def ended(self, key: Key, stop: Stop) -> bool:
+        return ((self.of, self.name), self.since_us) == (key, stop.since_us)
+
+
+def _reasons(value: bytes | None) -> list[_Resumed]:
+    """What can be read; a reason that cannot keeps nobody stopped."""
+    try:
+        rows = orjson.loads(value or b"[]")
+        return [_Resumed(str(of), str(name), int(us), str(why), str(by), str(at)) for of, name, us, why, by, at in rows]
+    except (TypeError, ValueError):
+        return []
 
 
 def _read(value: bytes) -> dict[Key, tuple[Stop, str]]:

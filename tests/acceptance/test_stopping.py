@@ -99,14 +99,37 @@ async def test_a_stop_on_one_node_holds_on_all(tmp_path: Path, where: dict[str, 
         assert (await here.send("booker")).code == "gate_refused"
         async with nodes(tmp_path, where, "c") as (c,):
             assert [one.name for one in c.status().stopped] == ["booker"]
-            await c.resume_traffic("agent", "booker", reason="mended")
+            await c.resume_traffic("agent", "booker", reason="mended", by="ann")
             await until(lambda: not a.stopped() and not b.stopped())
         assert (await (await desk.send("booker")).outcome(timeout=10)).state == "delivered"
     [told] = log(tmp_path / "b", "agent", event="stopped")
     [said] = log(tmp_path / "a", "agent", event="stopped")
     assert (told["what"], told["reason"]) == (said["what"], said["reason"])
     assert told["origin"] == f"{said['bus']}/{said['node']}"
-    assert [len(log(tmp_path / name, "agent", event="resumed")) for name in "abc"] == [1, 1, 1]
+    [in_a], [in_b], [in_c] = [log(tmp_path / name, "agent", event="resumed") for name in "abc"]
+    assert {(one["reason"], one["by"]) for one in (in_a, in_b, in_c)} == {("mended", "ann")}
+    assert in_a["origin"] == in_b["origin"] == f"{in_c['bus']}/{in_c['node']}"
+
+
+@in_memory
+async def test_a_node_that_was_away_records_why_somebody_resumed(tmp_path: Path, where: dict[str, Any]) -> None:
+    """It hears of it when it is back; of a stop that was ended twice, the reason of the one that it had."""
+    async with nodes(tmp_path, where, "a") as (a,):
+        async with nodes(tmp_path, where, "b"):
+            await a.stop_traffic("tenant", "globex", reason="unpaid")
+            await a.resume_traffic("tenant", "globex", reason="paid")
+            await a.stop_traffic("tenant", "globex", reason="unpaid again")
+            await until(lambda: [one["reason"] for one in heard("stopped", tmp_path)][-1:] == ["unpaid again"])
+        await a.resume_traffic("tenant", "globex", reason="paid again", by="ann")
+        async with nodes(tmp_path, where, "b") as (b,):
+            assert b.stopped() == []
+    assert [one["reason"] for one in heard("resumed", tmp_path)][-1:] == ["paid again"]
+    assert heard("resumed", tmp_path)[-1]["by"] == "ann"
+
+
+def heard(event: str, folder: Path) -> list[dict[str, Any]]:
+    """What the node b has on record."""
+    return log(folder / "b", "agent", event=event)
 
 
 @in_memory
