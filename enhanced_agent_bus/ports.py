@@ -464,6 +464,10 @@ class Ledger(Protocol):
         """The stored bytes of one decision on a message; None when there is none, or it is kept no more."""
         ...
 
+    def newest_outcome(self, message_id: str) -> int | None:
+        """The seq of a message's newest outcome; None when there is none, or it is kept no more."""
+        ...
+
     def texts(self, seq: int) -> bytes | None:
         """What stands apart from one record, as it was put; None when there is nothing, or no longer."""
         ...

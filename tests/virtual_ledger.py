@@ -332,6 +332,9 @@ class VirtualLedger:
     def decision(self, message_id: str, decision_id: str) -> bytes | None:
         return self._store.decision(message_id, decision_id)
 
+    def newest_outcome(self, message_id: str) -> int | None:
+        return self._store.newest_outcome(message_id)
+
     def texts(self, seq: int) -> bytes | None:
         return self._store.texts(seq)
 

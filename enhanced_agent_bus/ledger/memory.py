@@ -193,6 +193,11 @@ class MemoryLedger:
         firsts = (body for body, _ in self._firsts.values())
         return next((body for body in (*bodies, *firsts) if wanted in body), None)
 
+    def newest_outcome(self, message_id: str) -> int | None:
+        """Among the newest records."""
+        kept = reversed(self._records)
+        return next((seq for seq, _, it in kept if it.kind == "outcome" and it.message_id == message_id), None)
+
     def texts(self, seq: int) -> bytes | None:
         if seq in self._firsts:
             return self._firsts[seq][1]

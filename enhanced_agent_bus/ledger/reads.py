@@ -66,6 +66,10 @@ class Reads:
         found = self._all(sql.DECISION, (message_id, b'"decision_id":"%b"' % decision_id.encode()))
         return bytes(found[0][0]) if found else None
 
+    def newest_outcome(self, message_id: str) -> int | None:
+        ((seq,),) = self._all(sql.NEWEST_OUTCOME, (message_id,))
+        return None if seq is None else int(seq)
+
     def texts(self, seq: int) -> bytes | None:
         found = self._all(sql.TEXTS, (seq,))
         return bytes(found[0][0]) if found else None

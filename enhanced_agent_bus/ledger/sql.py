@@ -122,6 +122,7 @@ RECORD: Final = "SELECT body FROM records WHERE seq = ?"
 DECISION: Final = (
     "SELECT body FROM records WHERE message_id = ? AND kind = 'decision' AND instr(body, ?) ORDER BY seq DESC LIMIT 1"
 )
+NEWEST_OUTCOME: Final = "SELECT max(seq) FROM records WHERE message_id = ? AND kind = 'outcome'"
 SETTING: Final = "SELECT value FROM settings WHERE key = ?"
 
 #: The row that says that something was erased whose bytes may still be somewhere in the files.

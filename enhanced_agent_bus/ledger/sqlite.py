@@ -143,6 +143,9 @@ class SqliteLedger:
     def decision(self, message_id: str, decision_id: str) -> bytes | None:
         return self._read().decision(message_id, decision_id)
 
+    def newest_outcome(self, message_id: str) -> int | None:
+        return self._read().newest_outcome(message_id)
+
     def texts(self, seq: int) -> bytes | None:
         return self._read().texts(seq)
 

@@ -41,6 +41,7 @@ NO_ROOM_SECONDS: Final = 0.2
 LATER_SECONDS: Final = 1.0
 LATER_TIMES_MAX: Final = 30.0
 WORKING_SECONDS: Final = 2.0  # between two words to the transport that a letter is still worked on
+DECISIONS_MAX: Final = 1000  # that are looked at of one message
 ANSWER_SECONDS: Final = 5.0  # for another node to say whether a message is open
 
 logger = logging.getLogger(__name__)
@@ -307,10 +308,8 @@ class Inbox:
             await handed.again(LATER_SECONDS)  # not heard of yet; or the letter of its reply says how it ended
             return False
         parcel = self._rescue.parcel_of(stored)
-        outcome = Outcome(stored.state, stored.attempts, stored.code, None, stored.error)  # type: ignore[arg-type]
         parcel.reply_id = stored.reply_id
-        node = ticket.origin.rpartition("/")[2]
-        await self._outbox.tell(node, self._outbox.notice(parcel, outcome, stored.seq))
+        await self._outbox.tell_again(ticket.origin.rpartition("/")[2], parcel, stored)
         return True
 
     async def _come_home(self, ours: Parcel, handed: Handed) -> bool:
@@ -324,9 +323,20 @@ class Inbox:
         return False
 
     def _came_on(self, stored: StoredMessage, ticket: Ticket) -> bool:
-        """Whether a dead letter of ours came with this very ticket; a replay on its sender's node has a newer one."""
-        body = self._desk.ledger.decision(stored.envelope.id, stored.decision_id)
-        return body is not None and f'"{ticket.decision_id}"'.encode() in body
+        """Whether what ended here came with this very ticket; a replay on its sender's node has a newer one.
+
+        The newest of its decisions that have a ticket says so; retries and releases came after that one.
+        """
+        decision_id: str | None = stored.decision_id
+        for _ in range(DECISIONS_MAX):
+            body = self._desk.ledger.decision(stored.envelope.id, decision_id) if decision_id else None
+            if body is None:
+                break
+            decision = orjson.loads(body)
+            if (came := decision.get("ticket")) is not None:
+                return bool(came["decision_id"] == ticket.decision_id)
+            decision_id = decision["previous"]
+        return False
 
     async def _take_up_again(self, stored: StoredMessage, ticket: Ticket, handed: Handed) -> bool:
         arrival = Arrival(handed, ticket.origin, ticket.decision_id)
@@ -339,6 +349,7 @@ class Inbox:
             ticket=_named(ticket),
             expires_us=ticket.expires_us,
             refusal=refusal,
+            approved=self._came_on(stored, ticket),
         )
         if receipt.state != "refused":
             return False
@@ -453,10 +464,8 @@ class Inbox:
                 return False
             if asked is not None and answered is not None and _answers(asked, envelope, answered):
                 await self._answered_before(asked, stored, answered, ticket)
-            parcel = self._rescue.parcel_of(stored)
-            outcome = Outcome(stored.state, stored.attempts, stored.code)  # type: ignore[arg-type]
             node = ticket.origin.rpartition("/")[2]
-            await self._outbox.tell(node, self._outbox.notice(parcel, outcome, stored.seq))
+            await self._outbox.tell_again(node, self._rescue.parcel_of(stored), stored)
             return True
         sender, refusal = await self._vouched(envelope, ticket, recipient)
         late = asked is not None and asked.replier is not None and asked.replier.done()

@@ -20,7 +20,7 @@ from enhanced_agent_bus.letters.notices import Notice, seal_notice
 from enhanced_agent_bus.letters.tickets import Ended, Ticket, seal_ticket
 from enhanced_agent_bus.message import REPLY_TYPES
 from enhanced_agent_bus.outcome import END_STATES, Outcome
-from enhanced_agent_bus.ports import Handed, Letter, Transport
+from enhanced_agent_bus.ports import Handed, Letter, StoredMessage, Transport
 from enhanced_agent_bus.road.desk import Desk
 from enhanced_agent_bus.road.endings import Endings
 from enhanced_agent_bus.road.mailroom import Mailroom
@@ -231,7 +231,17 @@ class Outbox:
 
     async def tell(self, node: str, notice: Notice) -> None:
         """Brings a notice to the node that answers for the message."""
-        await self.post(Letter(node_box(node), f"{notice.decision_id}={notice.seq}", seal_notice(self._signer, notice)))
+        await self._tell(node, notice, f"{notice.decision_id}={notice.seq}")
+
+    async def tell_again(self, node: str, parcel: Parcel, stored: StoredMessage) -> None:
+        """The same of a message that ended before, in a letter of its own: the first one may have come too early."""
+        outcome = Outcome(stored.state, stored.attempts, stored.code, None, stored.error)  # type: ignore[arg-type]
+        seq = self._desk.ledger.newest_outcome(stored.envelope.id)
+        notice = self.notice(parcel, outcome, stored.seq if seq is None else seq)
+        await self._tell(node, notice, f"{notice.decision_id}={notice.seq}={notice.nonce}")
+
+    async def _tell(self, node: str, notice: Notice, letter_id: str) -> None:
+        await self.post(Letter(node_box(node), letter_id, seal_notice(self._signer, notice)))
 
 
 async def _again(handed: Handed) -> None:

@@ -233,11 +233,13 @@ class Rescue:
         ticket: Mapping[str, Any] | None = None,
         expires_us: int | None = None,
         refusal: Refusal | None = None,
+        approved: bool = False,
     ) -> Receipt:
         """Decides anew what is a dead letter, or parked by a manual retry; allowed, it waits for its handler again.
 
         So does what comes from another node for the second time, with its `arrival`, on its newer `ticket`, good until
-        `expires_us`, unless something speaks against it (`refusal`).
+        `expires_us`, unless something speaks against it (`refusal`). What was approved counts on for that very letter
+        (`approved`).
         """
         parcel = self.parcel_of(stored)
         envelope = parcel.envelope
@@ -245,7 +247,8 @@ class Rescue:
         parcel.arrival = arrival or parcel.arrival
         parcel.manual = False
         parcel.attempts_before = parcel.attempts
-        parcel.approvals = ()  # they were for the message as it was sent: an approval is used once
+        if not approved:  # they were for the message as it was sent: an approval is used once
+            parcel.approvals = ()
         now_us = self._desk.clock.now_us()
         parcel.expires_us = expires_us or now_us + (envelope.expires_us - envelope.created_us)
         post = self._desk.post(envelope.recipient)

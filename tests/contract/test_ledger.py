@@ -51,6 +51,16 @@ async def test_seqs_follow_the_order_of_put(ledger: Ledger) -> None:
     assert ledger.size() == start + 300
 
 
+async def test_the_newest_outcome_of_a_message_is_found(ledger: Ledger) -> None:
+    """By its seq; a message that has none yet, or is not known, has none."""
+    (row,) = await put_all(ledger, [decision(1)])
+    assert ledger.newest_outcome("desk/order-1") is None
+    first, second = await put_all(ledger, [move(1, row, state="retrying"), move(1, row, was="retrying")])
+    assert second == first + 1
+    assert ledger.newest_outcome("desk/order-1") == second
+    assert ledger.newest_outcome("desk/order-2") is None
+
+
 async def test_message_is_found_as_it_was_opened(ledger: Ledger) -> None:
     """A message is read back with every part of its envelope, once `done` was called."""
     (row,) = await put_all(ledger, [decision(1)])

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from enhanced_agent_bus import RequestTimeout, open_bus
+from enhanced_agent_bus import Agent, AgentBus, BusError, RequestTimeout, Retry, open_bus
 from enhanced_agent_bus.ports import Letter
 from enhanced_agent_bus.transports.memory import MemoryNetwork, open_memory
 from enhanced_agent_bus.verdict import Answer
+from tests.acceptance.test_approvals import held, large
 from tests.acceptance.test_nodes import nodes, seen
 from tests.developer import Doorman, Inbox, SteppedClock, adds_up, ids, log, until
 
@@ -53,6 +54,48 @@ async def test_a_letter_that_comes_twice_at_once_is_one_message(tmp_path: Path, 
         assert adds_up(b.status().accounting)
 
 
+class FirstNoticeLost:
+    """The first letter to a node is lost on its way; `message` is the last one to an agent."""
+
+    def __init__(self) -> None:
+        self.message: Letter | None = None
+        self.lost: list[str] = []
+
+    def arrivals(self, letter: Letter) -> tuple[float, ...]:
+        if letter.box.startswith("agent."):
+            self.message = letter
+        elif not self.lost:
+            self.lost.append(letter.id)
+            return ()
+        return (0.0,)
+
+    def answer_lost(self, what: str) -> bool:  # noqa: ARG002 - the port's
+        return False
+
+
+@pytest.mark.parametrize("answer", [None, ValueError("no")])
+async def test_a_notice_that_is_sent_again_names_the_end(answer: object, tmp_path: Path, where: dict[str, Any]) -> None:
+    """Its sender's node records the outcome that it follows from, as it would have by the first one; nothing runs."""
+    async with nodes(tmp_path, where, "a", "b") as (a, b):
+        lost = network(where).disturbance = FirstNoticeLost()
+        inbox = Inbox(answer, answer)
+        await b.register("booker", inbox, tenant="acme", retry=Retry.immediate(2))
+        desk = await a.register("desk", tenant="acme")
+        await seen(a, "booker")
+        receipt = await desk.send("booker", id="x")
+        await until(lambda: lost.lost)
+        runs = len(inbox.got)
+        assert lost.message is not None
+        network(where).boxes["agent.booker"].known.clear()
+        network(where).take(lost.message)
+        ended = await receipt.outcome(timeout=10)
+    assert len(inbox.got) == runs == (2 if answer else 1)
+    there = log(tmp_path / "b", "outcome", message_id="desk/x")[-1]
+    [here] = log(tmp_path / "a", "outcome", message_id="desk/x")
+    assert here["state"] == there["state"] == ended.state
+    assert here["by"] == {"origin": f"{there['bus']}/{there['node']}", "seq": there["seq"]}
+
+
 async def test_what_came_back_runs_though_its_payload_is_not_kept(tmp_path: Path, where: dict[str, Any]) -> None:
     """With `store_payloads = false` a restarted receiver has the content from the letter, which its sender keeps."""
     audit = {"store_payloads": False}
@@ -68,6 +111,71 @@ async def test_what_came_back_runs_though_its_payload_is_not_kept(tmp_path: Path
             await b.register("booker", inbox, tenant="acme")
             assert (await receipt.outcome(timeout=10)).state == "delivered"
     assert [message.payload for message in inbox.got] == [{"trip": 7}]
+
+
+async def test_an_approval_outlives_a_restart_of_the_node_that_holds(tmp_path: Path, where: dict[str, Any]) -> None:
+    """As on a bus of one node: it counts when the letter comes again, and only the approvals that lacked are asked."""
+    async with nodes(tmp_path, where, "a", rules={"large": large(2)}) as (a,):
+        inbox = Inbox()
+        desk = await office_abroad(a)
+        async with nodes(tmp_path, where, "b") as (b,):
+            cleo, _ = await branch(b, inbox)
+            await seen(a, "booker")
+            receipt = await held(desk)
+            await approved_at_home(a)
+            await until(b.held)
+            assert (await cleo.approve(receipt.message_id)).missing == (("large", 1),)
+        async with nodes(tmp_path, where, "b") as (b,):
+            cleo, dora = await branch(b, inbox)
+            await until(b.held)
+            with pytest.raises(BusError, match="counts once"):
+                await cleo.approve(receipt.message_id)
+            assert (await dora.approve(receipt.message_id)).state == "accepted"
+            assert (await receipt.outcome(timeout=10)).state == "delivered"
+    assert len(inbox.got) == 1
+    last = log(tmp_path / "b", "decision", message_id=receipt.message_id)[-1]
+    assert [one["approver"] for one in last["input"]["approvals"]] == ["cleo", "dora"]
+
+
+async def test_what_its_sender_replays_is_approved_anew(tmp_path: Path, where: dict[str, Any]) -> None:
+    """On the node where it arrives too: it comes on another ticket, and an approval is used once."""
+    async with nodes(tmp_path, where, "a", rules={"large": large(2)}) as (a,):
+        desk = await office_abroad(a)
+        async with nodes(tmp_path, where, "b") as (b,):
+            inbox = Inbox(ValueError("no"), None)
+            cleo, dora = await branch(b, inbox)
+            await seen(a, "booker")
+            receipt = await held(desk)
+            for attempt in range(2):
+                await approved_at_home(a)
+                await until(b.held)
+                assert (await cleo.approve(receipt.message_id)).missing == (("large", 1),)
+                assert (await dora.approve(receipt.message_id)).state == "accepted"
+                await until(lambda: len(inbox.got) == attempt + 1)  # noqa: B023 - it is awaited at once
+                if not attempt:
+                    await until(lambda: a.status().accounting["dead_lettered"])
+                    assert (await a.replay(receipt.message_id)).state == "held"
+            assert (await a.outcome(receipt.message_id, timeout=10)).state == "delivered"
+
+
+async def office_abroad(bus: AgentBus) -> Agent:
+    """A desk and two bosses; the booker is on another node."""
+    for name in ("anna", "bert"):
+        await bus.register(name, tenant="acme", roles=["boss"])
+    return await bus.register("desk", tenant="acme")
+
+
+async def approved_at_home(bus: AgentBus) -> None:
+    """By both bosses of the sender's node, so that it leaves."""
+    for name in ("anna", "bert"):
+        await (await bus.agent(name)).approve("desk/big")
+
+
+async def branch(bus: AgentBus, inbox: Inbox) -> tuple[Agent, Agent]:
+    """The booker, and two bosses on its node."""
+    bosses = [await bus.register(name, tenant="acme", roles=["boss"]) for name in ("cleo", "dora")]
+    await bus.register("booker", inbox, tenant="acme", retry=Retry.immediate(1))
+    return bosses[0], bosses[1]
 
 
 async def test_what_came_back_too_late_is_refused(tmp_path: Path, where: dict[str, Any]) -> None:
