@@ -149,7 +149,13 @@ class Outsiders:
             if before is None:
                 raise KeyError(f"{agent_id} is not trusted to join")
             joined = self._joined.pop(agent_id, None)
-            await self._write("distrusted", before, dict(self._trusted), before)
+            try:
+                await self._write("distrusted", before, dict(self._trusted), before)
+            except BaseException:
+                if joined is not None:  # it is trusted still, and has to join again
+                    self._joined[agent_id] = joined
+                    self._end(agent_id)
+                raise
         if joined is not None:
             await self._unregister(joined.party)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from enhanced_agent_bus import AgentBus, AgentExists, BusError, Message
+from enhanced_agent_bus import AgentBus, AgentExists, AuditUnavailable, BusError, Message
 from enhanced_agent_bus.cli.app import run_command
 from enhanced_agent_bus.clock import SystemClock
 from enhanced_agent_bus.letters.keys import write_vkey
@@ -358,3 +359,30 @@ async def test_an_agent_of_this_process_cannot_be_joined_from_outside(tmp_path: 
             await bus.register("desk", tenant="acme")
         with pytest.raises(AgentExists):
             await bus.trust_agent("worker", tenant="globex", key=vkey(name="globex/worker"))
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """No file of this process can be written to, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_a_distrust_that_cannot_be_recorded_ends_the_session_all_the_same(tmp_path: Path, go: Outsider) -> None:
+    """Nothing more is taken in it; the agent is trusted as before, and can join again."""
+    async with open_home(tmp_path) as bus:
+        desk = await joined(bus, go, tmp_path)
+        await bus.wait_idle(20)
+        with no_room(), pytest.raises(AuditUnavailable):
+            await bus.distrust_agent("desk")
+        assert [info.live for info in bus.agents() if info.trusted] == [False]
+        [refused] = await bus.send_envelope(desk.envelope(1))
+        assert refused.code == "identity_unproven"
+        again = await joined(bus, go, tmp_path)
+        [receipt] = await bus.send_envelope(again.envelope(1))
+        assert receipt.state == "accepted"
+    assert not [one for one in log(tmp_path / "home") if one.get("event") == "distrusted"]
