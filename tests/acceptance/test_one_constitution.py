@@ -130,7 +130,7 @@ async def test_what_was_missed_is_heard_before_anything_is_decided(tmp_path: Pat
         theirs = transport_of(where, 1)
         theirs.network.cut(theirs)
         active = await a.activate(written(tmp_path, "quiet"))
-        await asyncio.sleep(0.6)  # no event says that time has gone by
+        await until(lambda: not any(node.alive for node in b.status().nodes))
         assert (await here.send("booker", {"loud": True})).code == "policy_unavailable"
         assert b.status().constitution != active.digest
         theirs.network.mend(theirs)
