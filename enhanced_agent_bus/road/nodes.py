@@ -96,7 +96,6 @@ class Nodes:
         rescue.came_from = self._came_from
         mailroom.send_abroad = self._outbox.hand_over
         replies.send_abroad = self._outbox.reply
-        endings.tell_node = self._inbox.ended
 
     @property
     def weakenings(self) -> list[str]:
