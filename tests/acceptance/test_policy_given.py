@@ -148,7 +148,7 @@ def test_every_command_that_looks_says_it(tmp_path: Path, signer: Signer, capsys
     first = signer.bundle("1")
     bundle.write_bytes(first.read_bytes())
     opened(home)
-    put = ["--home", str(home), "facts", "put", "tenant", "acme", "cleared", "yes"]
+    put = ["--home", str(home), "facts", "put", "conversation", "trip", "cleared", "yes"]
     start = [sys.executable, "-m", "enhanced_agent_bus", *put]
     assert subprocess.run(start, capture_output=True, text=True, check=True).stderr == ""
     bundle.write_bytes(edited(first, one_byte_more).read_bytes())
