@@ -168,13 +168,15 @@ class Fact:
 class Erasure:
     """What was erased: so many payloads (with headers and salts) and texts, of so many messages.
 
-    `left` says of each message that was not erased why: a legal hold, or that it has not ended.
+    `left` says of each message that was not erased why: a legal hold, or that it has not ended. `elsewhere` names the
+    other nodes of the bus that may keep what was meant, in homes of their own: each erases its own.
     """
 
     messages: int = 0
     payloads: int = 0
     texts: int = 0
     left: dict[str, str] = field(default_factory=dict)
+    elsewhere: tuple[str, ...] = ()  # origins, as `eab status` has them
 
     def __add__(self, other: Erasure) -> Erasure:
         return Erasure(
@@ -182,6 +184,7 @@ class Erasure:
             self.payloads + other.payloads,
             self.texts + other.texts,
             self.left | other.left,
+            tuple(sorted({*self.elsewhere, *other.elsewhere})),
         )
 
 

@@ -362,6 +362,7 @@ class Content(NamedTuple):
     recipient: str
     state: str | None  # None for one that was never accepted
     erased: Erased
+    elsewhere: tuple[str, ...] = ()  # origins of the other nodes that were given it, or gave it to us, as far as known
 
 
 @dataclass(slots=True)

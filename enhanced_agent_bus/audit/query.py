@@ -53,7 +53,7 @@ FIELDS: Final = frozenset(
         *("act", "approver", "rules", "scope", "owner", "key", "value", "command", "what", "basis", "by"),
         *("size", "root", "note", "mono_us", "boot", "security_state", "delivered", "kept", "dead_lettered"),
         *("counts", "messages", "vkey", "origin", "signed", "aside", "witness"),
-        *("ticket", "taken_over_from", "handed_over", "gates"),
+        *("ticket", "taken_over_from", "handed_over", "elsewhere", "gates"),
     )
 )
 DAY: Final = "day"  # of `at`

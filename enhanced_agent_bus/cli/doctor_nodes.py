@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from enhanced_agent_bus.transports.look import Seen
 
 CLOCK_SECONDS_MAX: Final = 1.0
+FILLED_MAX: Final = 0.8
 CLOCKS: Final = "have all machines keep time (chrony, systemd-timesyncd): tickets and expiries go by these clocks"
 REMEDIES: Final = {
     "nats_sync": "set `sync_interval: always` under `jetstream` on each server, and transport.monitor to their ports",
@@ -77,6 +78,10 @@ def _found(home: Path, settings: Transport, seen: Seen) -> Iterator[Finding]:
         yield Finding("transport", "wrong", f"{told} is {seen.bus_id}, and this home is of {ours}", remedy)
     else:
         yield Finding("transport", "ok", f"{told} ({seen.bus_id}), {counted(seen.letters, 'letter')} on the way")
+    if seen.filled > FILLED_MAX:
+        remedy = "start the nodes that these letters wait for, or give the stream more room (`nats stream edit`)"
+        told = f"{seen.filled:.0%} of the server's room for letters is taken; what has none waits in its sender's home"
+        yield Finding("letters", "wrong", told, remedy)
     for weakness in seen.weaknesses:
         yield Finding(weakness.name, "note", weakness.sentence, REMEDIES.get(weakness.name, ""))
     if seen.ahead_seconds is not None:

@@ -81,9 +81,13 @@ def _content(database: sqlite3.Connection, message_id: str) -> Iterator[Content]
     """None at all, where no decision was ever made on such a message."""
     known: dict[str, Any] | None = None
     payloads, texts = [], []
+    elsewhere: set[str] = set()
     for seq, kind, body, has_payload, has_texts in database.execute(sql.RECORDS_OF, (message_id,)):
-        if kind == "decision" and known is None:
-            known = orjson.loads(body)
+        if kind in ("decision", "outcome"):
+            record = orjson.loads(body)
+            elsewhere |= other_nodes(record)
+            if kind == "decision" and known is None:
+                known = record
         payloads += [seq] * has_payload
         texts += [seq] * has_texts
     if known is None:
@@ -96,7 +100,14 @@ def _content(database: sqlite3.Connection, message_id: str) -> Iterator[Content]
         known["recipient"] or "",
         state,
         Erased(tuple(payloads), tuple(texts), () if row is None else (row,)),
+        tuple(sorted(elsewhere)),
     )
+
+
+def other_nodes(record: dict[str, Any]) -> set[str]:
+    """Whom a decision or an outcome names: where the message came from, was handed over to, or has ended."""
+    named = {f"{record['bus']}/{node}" for node in record.get("handed_over") or ()}
+    return named | {said["origin"] for said in (record.get("ticket"), record.get("by")) if said and said.get("origin")}
 
 
 def erase(database: sqlite3.Connection, erased: Erased) -> None:

@@ -26,6 +26,7 @@ SWEEP_SECONDS: Final = 3600.0
 STEP_SECONDS: Final = 0.05
 DAY_US: Final = 86_400_000_000
 REASON_CHARS_MAX: Final = 500
+NODES_NAMED_MAX: Final = 100  # in a record, which has a largest size
 KINDS: Final = ("payloads", "texts")
 #: What was asked for and is not finished: the next opening finishes it.
 UNFINISHED: Final = "erasing"
@@ -55,7 +56,10 @@ class Erasing:
         left = {content.message_id: why for content in found if (why := self._why_left(content))}
         due = [content for content in found if content.message_id not in left and _has_any(content)]
         steps = [due[start : start + STEP_MESSAGES] for start in range(0, len(due), STEP_MESSAGES)]
-        fields = {"what": {of: name}, "basis": "request", "reason": reason[:REASON_CHARS_MAX], "by": by}
+        elsewhere = tuple(sorted({origin for content in found for origin in content.elsewhere}))
+        fields: dict[str, Any] = {"what": {of: name}, "basis": "request", "reason": reason[:REASON_CHARS_MAX], "by": by}
+        if elsewhere:
+            fields["elsewhere"] = elsewhere[:NODES_NAMED_MAX]
         order = orjson.dumps([of, name, reason, by]).decode()
         done = Erasure()
         for number, step in enumerate(steps, 1):
@@ -65,7 +69,7 @@ class Erasing:
             one = name if of == "message" else None
             done += await self._put(going, fields, left, message_id=one, settings=settings)
         await self._desk.ledger.clean()
-        return Erasure(done.messages, done.payloads, done.texts, left)
+        return Erasure(done.messages, done.payloads, done.texts, left, elsewhere)
 
     async def finish(self) -> None:
         """What the process before had begun. An error leaves it to the next one."""

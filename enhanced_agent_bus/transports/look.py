@@ -35,6 +35,7 @@ class Seen(NamedTuple):
     weaknesses: list[Weakness]
     bus_id: str | None  # None, where no node has opened that bus yet
     letters: int  # that nobody has settled yet
+    filled: float  # how much of the room for letters they take, from 0 to 1
     ahead_seconds: float | None  # of the server's clock before ours
 
 
@@ -73,8 +74,14 @@ async def _look(line: Line, access: Access, bus: str, replicas: int, monitor: st
         weaknesses=weaknesses(access, line.info, streams, await said_at(monitor, access), replicas),
         bus_id=None if item is None or item.value is None else item.value.decode(),
         letters=0 if letters is None else int(letters["state"]["messages"]),
+        filled=0.0 if letters is None else _filled(letters),
         ahead_seconds=None if letters is None else _ahead(letters, before, after),
     )
+
+
+def _filled(letters: Mapping[str, Any]) -> float:
+    room = int(letters["config"].get("max_bytes", -1))
+    return int(letters["state"]["bytes"]) / room if room > 0 else 0.0
 
 
 async def _info(line: Line, stream: str) -> Mapping[str, Any] | None:

@@ -77,7 +77,7 @@ async def test_an_erased_message_is_in_no_byte_of_the_home(tmp_path: Path, capsy
         assert not found_in(home, PAYLOAD, ERROR)
         words = ("audit", "erase", refused, "--reason", "request 4711")
         status, [told] = await eab_json(capsys, *words, home=home)  # through the control socket
-        assert (status, told) == (0, {"messages": 1, "payloads": 1, "texts": 1, "left": {}})
+        assert (status, told) == (0, {"messages": 1, "payloads": 1, "texts": 1, "left": {}, "elsewhere": []})
         assert not found_in(home, *SECRETS)
         [record, _] = log(home, "erasure")
         assert (record["what"], record["basis"], record["by"]) == ({"message": done}, "request", "operator")

@@ -263,7 +263,7 @@ async def test_strict_needs_a_witness_that_answers(
     kept: Kept, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A strict bus starts with a signed constitution and a witness that took a checkpoint, and not without either."""
-    bundle = _signed_bundle(tmp_path)
+    bundle = signed_bundle(tmp_path)
     trusted = {"path": bundle, "trust": [str(tmp_path / "policy.pub")]}
     capsys.readouterr()
 
@@ -279,14 +279,16 @@ async def test_strict_needs_a_witness_that_answers(
     assert await opened(f"file:{tmp_path}/disk/notes", f"file:{kept.notes}") == []
 
 
-def _signed_bundle(folder: Path) -> Path:
-    key = generate_private_key(SECP256R1())
-    private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    (folder / "policy.key").write_bytes(private)
-    public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-    (folder / "policy.pub").write_bytes(public)
+def signed_bundle(folder: Path, *, revision: str = "1", key: bytes | None = None) -> Path:
+    """A small constitution as a bundle, signed with this key (PEM) or a new one, whose public half is policy.pub."""
+    if key is None:
+        made = generate_private_key(SECP256R1())
+        key = made.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        public = made.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        (folder / "policy.pub").write_bytes(public)
+    (folder / "policy.key").write_bytes(key)
     bundle = folder / "bundle.tar.gz"
-    write_constitution(folder / "signed")
+    write_constitution(folder / "signed", revision=revision)
     assert eab("policy", "build", str(folder / "signed"), "-o", str(bundle)) == 0
     assert eab("policy", "sign", str(bundle), "--key", str(folder / "policy.key")) == 0
     return bundle

@@ -57,7 +57,8 @@ def erase(
 ) -> int:
     """Remove payloads, headers, salts and texts from every byte of the home; recorded.
 
-    Records stay, and every proof holds. What has not ended, or is under a legal hold, is left: exit 1 says which.
+    Records stay, and every proof holds. What has not ended, or is under a legal hold, is left: exit 1 says which. Other
+    nodes erase their own: this says which of them may keep it too.
 
     Example: eab audit erase desk/order-7 --reason "request 4711"
     """
@@ -79,6 +80,8 @@ def erase(
         echo(f"erased {what} of {counted(done['messages'], 'message')}: no byte of them is left in the home")
     elif not left:
         echo(safe(f"nothing of {of} {name} is kept beside its records: it was erased before, or never kept"))
+    if done["elsewhere"]:
+        echo(safe(f"other nodes may keep it in their own homes; erase it on each: {', '.join(done['elsewhere'])}"))
     if left:
         print_table(("not erased", "because"), list(_by_reason(left)))
         echo(session.named(_what_now(left)))
