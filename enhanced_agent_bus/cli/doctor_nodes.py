@@ -79,7 +79,7 @@ def _found(home: Path, settings: Transport, seen: Seen) -> Iterator[Finding]:
     else:
         yield Finding("transport", "ok", f"{told} ({seen.bus_id}), {counted(seen.letters, 'letter')} on the way")
     if seen.filled > FILLED_MAX:
-        remedy = "start the nodes that these letters wait for, or give the stream more room (`nats stream edit`)"
+        remedy = "give the stream more room (`nats stream edit`), and start the nodes that these letters wait for"
         told = f"{seen.filled:.0%} of the server's room for letters is taken; what has none waits in its sender's home"
         yield Finding("letters", "wrong", told, remedy)
     for weakness in seen.weaknesses:
