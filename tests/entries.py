@@ -41,7 +41,7 @@ def envelope(number: int, *, recipient: str = "booker", note: str = "a trip") ->
         body=body,
         salt=salt,
         commitment=sha256(salt + body).hexdigest(),
-        headers_commitment=None,
+        headers_commitment=sha256(salt + b'{"trace":"1"}').hexdigest() if number % 2 else None,
         digest=sha256(body + message_id.encode()).hexdigest(),
     )
 
@@ -84,6 +84,7 @@ def decision(
         "previous": None,
         "input": {"message": {"id": message.id, "type": message.type}, "sender": {"id": message.sender}},
         "payload": message.commitment,
+        "headers": message.headers_commitment,
         "eval_us": 40,
     }
     opening = None if verdict == "refuse" else Opening(message, state, decision_id, b"{}", b"[]", 0)

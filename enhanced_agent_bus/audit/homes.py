@@ -1,4 +1,4 @@
-"""Homes as logs: their database for reading, what they say beside their records, and a check that takes that in.
+"""Homes as logs: their database for reading, what they have beside their records, and a check that takes that in.
 
 `verify` checks exports and needs nothing but Python; this is what it takes for a home. Nothing here writes.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from enhanced_agent_bus.audit import verify as alone
+from enhanced_agent_bus.audit.apart import hold_against
 from enhanced_agent_bus.audit.verify import Bad, Key, Note, Report, Scan, Source, export, read_note
 
 _PEM: Final = "-----BEGIN PUBLIC KEY-----"
@@ -72,7 +73,7 @@ class Beside:
 
 
 def verify(path: Path, key: Key, outside: Note | None = None, scanning: Callable[..., Scan] = Scan) -> Report:
-    """As `verify.verify`, of an export or a home; a home is held against what it says beside its records as well.
+    """As `verify.verify`, of an export or a home; a home is held against what it has beside its records as well.
 
     Raises: OSError, when there is nothing to check.
     """
@@ -81,7 +82,10 @@ def verify(path: Path, key: Key, outside: Note | None = None, scanning: Callable
         return alone.verify(export(path), key, outside, scanning)
     try:
         with open_database(path) as database:
-            return alone.verify(_source(path, database), key, outside, scanning)
+            report = alone.verify(_source(path, database), key, outside, scanning)
+            if report.integrity == "ok":
+                hold_against(report, database)
+            return report
     except (sqlite3.DatabaseError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         report = Report()
         report.blame("integrity", Bad(0, 0, None, "altered", f"it cannot be read: {error!r}"))

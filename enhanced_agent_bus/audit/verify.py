@@ -49,6 +49,7 @@ class Report:
     cannot_exclude: list[str] = field(default_factory=list)
     erased: int = 0
     open: int = 0  # decisions whose message has not ended
+    content: int | None = None  # of a home: how many payloads and texts stand beside the records; None: not looked at
     clock_steps: list[dict[str, float]] = field(default_factory=list)  # where wall and steady clock went apart
     rotations: list[dict[str, object]] = field(default_factory=list)  # where the log's key was changed
     losses: list[dict[str, object]] = field(default_factory=list)  # logs that this one was begun in place of
@@ -400,8 +401,7 @@ class Scan:
         if number < expected:
             damage = "duplicated" if any(at < row and it == body for at, it in self.source.records(0)) else "inserted"
             return Bad(number, number, kind, damage, f"a second record {number} stands at {row}")
-        mark = b'{"v":1,"seq":%d,' % expected
-        if any(at > row and later.startswith(mark) for at, later in self.source.records(0)):
+        if any(at > row and later.startswith(b'{"v":1,"seq":%d,' % expected) for at, later in self.source.records(0)):
             return Bad(expected, number, kind, "out_of_order", f"record {number} stands before record {expected}")
         self.report.completeness, last = "bad", max(number, row) - 1
         why = f"record {last + 1} follows record {expected - 1}" if expected else f"it begins with record {last + 1}"

@@ -99,9 +99,9 @@ def quoted(text: str) -> str:
     return shlex.quote(safe(text))
 
 
-def counted(count: int, what: str) -> str:
+def counted(count: int, what: str, many: str | None = None) -> str:
     """1 rule, 2 rules."""
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+    return f"{count} {what}" if count == 1 else f"{count} {many or what + 's'}"
 
 
 def _print(table: Table) -> None:

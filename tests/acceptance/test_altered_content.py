@@ -39,7 +39,7 @@ async def a_home(folder: Path) -> Path:
 def forge(home: Path, column: str, value: object) -> None:
     """Somebody who can write to the database puts it in the place of what is there."""
     connection = sqlite3.connect(home / "bus.db", isolation_level=None)
-    content = json.dumps(value).encode()
+    content = value if isinstance(value, str | bytes) else json.dumps(value).encode()
     assert connection.execute(f"UPDATE payloads SET {column} = ? WHERE length(body) > 0", (content,)).rowcount  # noqa: S608
     connection.close()
 
@@ -50,10 +50,15 @@ def forge(home: Path, column: str, value: object) -> None:
 async def test_a_forged_payload_or_header_is_not_shown_as_what_was_decided_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str, value: object
 ) -> None:
-    """`verify` looks at records alone; whatever shows content holds it against the commitment in its record."""
+    """`verify` names the message; whatever shows content holds it against the commitment in its record."""
     home = await a_home(tmp_path)
     assert "us" in await eab(capsys, home, "audit", "show", "desk/order-1", "--payload")
+    assert json.loads(await eab(capsys, home, "--json", "audit", "verify"))["content"] == 1
     forge(home, column, value)
+    verdict = json.loads(await eab(capsys, home, "--json", "audit", "verify", status=1))
+    assert (verdict["integrity"], verdict["completeness"], verdict["first_bad"]["damage"]) == ("bad", "ok", "altered")
+    assert verdict["first_bad"]["seq"] == verdict["first_bad"]["seq_to"] == log(home, "decision")[0]["seq"]
+    assert "desk/order-1" in verdict["first_bad"]["why"]
     shown = await eab(capsys, home, "audit", "show", "desk/order-1", "--payload")
     assert FORGED not in shown
     assert ALTERED in shown
@@ -65,6 +70,51 @@ async def test_a_forged_payload_or_header_is_not_shown_as_what_was_decided_on(
     assert "not what was decided on" in said
     for form in ("opa", "cloudevents"):
         assert FORGED not in await eab(capsys, home, "audit", "export", "--format", form, "--payload")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("body", "text"),
+        ("salt", b"other"),
+        ("salt", "text"),
+        ("headers", "text"),
+        ("headers", b"[1]"),
+        ("headers", b"\xff"),
+    ],
+)
+async def test_whatever_stands_beside_a_record_is_judged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], column: str, value: object
+) -> None:
+    """What no bus would write there is found like any other, and says of which message."""
+    home = await a_home(tmp_path)
+    forge(home, column, value)
+    verdict = json.loads(await eab(capsys, home, "--json", "audit", "verify", status=1))
+    assert verdict["first_bad"]["damage"] == "altered"
+    assert "desk/order-1" in verdict["first_bad"]["why"]
+
+
+async def test_an_altered_text_is_found_and_what_is_gone_is_no_damage(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Words of a refusal are held against their commitment; a payload that was erased, or an export, has none."""
+    async with small_bus(tmp_path, {"quiet": 'admit if false\n\nmessage := "be quiet"'}) as bus:
+        desk = await bus.register("desk", tenant="acme")
+        await bus.register("booker", handler=Inbox(), tenant="acme")
+        for number in range(3):
+            await desk.send("booker", {"n": number}, id=f"order-{number}")
+    home = tmp_path / "home"
+    assert json.loads(await eab(capsys, home, "--json", "audit", "verify"))["content"] == 6
+    await eab(capsys, home, "audit", "erase", "desk/order-0", "--reason", "request 1")
+    assert json.loads(await eab(capsys, home, "--json", "audit", "verify"))["content"] == 4
+    await eab(capsys, home, "audit", "export", "-o", str(tmp_path / "log"))
+    assert json.loads(await eab(capsys, home, "--json", "audit", "verify", str(tmp_path / "log")))["content"] is None
+    assert "not looked at" in await eab(capsys, home, "audit", "verify", str(tmp_path / "log"))
+    with closing(sqlite3.connect(home / "bus.db")) as database, database:
+        assert database.execute("UPDATE texts SET body = ?", (b'{"reasons":[["be loud",""]]}',)).rowcount == 2
+    said = await eab(capsys, home, "audit", "verify", status=1)
+    assert "the texts of desk/order-1" in said
+    assert "beside 1 more" in said
 
 
 async def test_what_was_never_kept_is_told_apart_from_what_was_erased(

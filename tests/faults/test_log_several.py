@@ -191,6 +191,8 @@ def home_of(folder: Path, lines: Sequence[bytes]) -> Path:
     database.execute("CREATE TABLE records (seq INTEGER PRIMARY KEY, kind TEXT, message_id TEXT, body BLOB)")
     database.execute("CREATE TABLE head (size INTEGER, frontier BLOB)")
     database.execute("CREATE TABLE messages (id TEXT, state TEXT)")
+    for table in ("payloads", "texts"):
+        database.execute(f"CREATE TABLE {table} (seq INTEGER PRIMARY KEY, salt BLOB, body BLOB, headers BLOB)")
     database.executemany("INSERT INTO records VALUES (?, '', NULL, ?)", enumerate(lines))
     database.execute("INSERT INTO head VALUES (?, ?)", (len(lines), merkle.pack(frontier)))
     database.commit()

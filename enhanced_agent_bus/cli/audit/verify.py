@@ -212,6 +212,7 @@ def _verdict_lines(verdict: Mapping[str, Json]) -> list[tuple[str, Any]]:
         lines.append(("cannot exclude", ", ".join(verdict["cannot_exclude"])))
     if verdict.get("open"):
         lines.append(("open", f"{counted(verdict['open'], 'message')} not ended"))
+    lines.append(("content", _content(verdict)))
     if verdict["erased"]:
         lines.append(("erased", verdict["erased"]))
     bad = verdict["first_bad"]
@@ -221,6 +222,15 @@ def _verdict_lines(verdict: Mapping[str, Json]) -> list[tuple[str, Any]]:
         )
         lines.append(("first bad", f"{where}: {bad['damage']}: {bad['why']}"))
     return lines
+
+
+def _content(verdict: Mapping[str, Json]) -> str:
+    """What is said of payloads and texts."""
+    bad, count = verdict["integrity"] == "bad", verdict["content"]
+    if count is None:
+        return "not looked at: the records are damaged" if bad else "not looked at: it stands in the home, not here"
+    what = f"{counted(count, 'payload or text', 'payloads and texts')} beside the records"
+    return what if bad or not count else f"{what}, as these commit to"
 
 
 def _compared(
