@@ -44,6 +44,8 @@ def serve(path: str) -> None:
     from enhanced_agent_bus.cli import app  # noqa: PLC0415
     from enhanced_agent_bus.cli.reading import export, messages, recorded  # noqa: F401, PLC0415
 
+    for name in app.ALL:
+        app.commands((name,))
     app.commands()
 
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -6,42 +6,21 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import io
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any, Final, TextIO
 
 import typer
 import typer.main
 
 from enhanced_agent_bus import __version__
-from enhanced_agent_bus.cli import (
-    agents,
-    bench,
-    console,
-    demo,
-    dlq,
-    doctor,
-    facts,
-    faults,
-    held,
-    init,
-    nats,
-    queue,
-    recovery,
-    send,
-    state,
-    stop,
-)
-from enhanced_agent_bus.cli.audit import erase, hold, prove
-from enhanced_agent_bus.cli.audit import verify as audit
-from enhanced_agent_bus.cli.policy import check as policy
-from enhanced_agent_bus.cli.policy import sign
+from enhanced_agent_bus.cli import faults
 from enhanced_agent_bus.cli.program import program
 from enhanced_agent_bus.cli.render import echo
-from enhanced_agent_bus.cli.runs import run
 from enhanced_agent_bus.cli.session import Session, home_from
 
 HELP = """An agent bus where every message is decided by OPA and recorded before it is delivered.
@@ -51,33 +30,31 @@ Start with `eab demo`, or with `eab init` in an empty folder.
 Exit status: 0 done, 1 refused or something found, 2 wrong usage or configuration, 3 could not decide or record.
 """
 
-app = typer.Typer(
-    name="eab",
-    help=HELP,
-    rich_markup_mode=None,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-for module in (demo, init, run, send, state, stop, doctor, console, bench):
-    module.add_to(app)
-policy.app.command("sign")(sign.sign)
-audit.app.command("prove")(prove.prove)
-audit.app.command("rotate-key")(prove.rotate_key)
-audit.app.command()(erase.erase)
-audit.app.command()(erase.retention)
-audit.app.add_typer(hold.app, name="hold")
-for name, group in (
-    ("agents", agents.app),
-    ("policy", policy.app),
-    ("facts", facts.app),
-    ("held", held.app),
-    ("queue", queue.app),
-    ("dlq", dlq.app),
-    ("recovery", recovery.app),
-    ("audit", audit.app),
-    ("nats", nats.app),
-):
-    app.add_typer(group, name=name)
+#: The module of each command and of each group. Only that one is imported whose name is typed.
+COMMANDS: Final = {
+    "demo": "demo",
+    "init": "init",
+    "run": "runs.run",
+    "send": "send",
+    "status": "state",
+    "stop": "stop",
+    "resume": "stop",
+    "doctor": "doctor",
+    "console": "console",
+    "bench": "bench",
+}
+GROUPS: Final = {
+    "agents": "agents",
+    "policy": "policy.check",
+    "facts": "facts",
+    "held": "held",
+    "queue": "queue",
+    "dlq": "dlq",
+    "recovery": "recovery",
+    "audit": "audit.verify",
+    "nats": "nats",
+}
+ALL: Final = (*COMMANDS, *GROUPS)
 
 
 def _show_version(value: bool) -> None:
@@ -86,7 +63,6 @@ def _show_version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
 def options(
     context: typer.Context,
     home: Annotated[str | None, typer.Option(metavar="DIR", help="The home; by default $EAB_HOME or ./.eab.")] = None,
@@ -169,15 +145,43 @@ def _send_nowhere(*streams: TextIO | None) -> None:
 
 
 @functools.cache
-def commands() -> Callable[..., Any]:
-    """The tree, as it is called. Typer makes the whole of it from annotations: once in a process is enough."""
-    return typer.main.get_command(app)
+def commands(names: tuple[str, ...] = ALL) -> Callable[..., Any]:
+    """The tree with these branches, as it is called. Typer makes each command from annotations, which takes a while."""
+    tree = typer.Typer(
+        name="eab", help=HELP, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False
+    )
+    tree.callback()(options)
+    for place in dict.fromkeys(COMMANDS[name] for name in names if name in COMMANDS):
+        _module(place).add_to(tree)
+    for name in names:
+        if name in GROUPS:
+            tree.add_typer(_module(GROUPS[name]).app, name=name)
+    return typer.main.get_command(tree)
+
+
+def _module(place: str) -> Any:
+    return importlib.import_module(f"enhanced_agent_bus.cli.{place}")
+
+
+def branches(words: Sequence[str]) -> tuple[str, ...]:
+    """What of the tree hoisted words need: one branch where they name one, all where there is something to look up."""
+    waiting = iter(words)
+    for word in waiting:
+        if word == "--home":
+            next(waiting, None)
+        elif word in ALL:
+            return (word,)
+        elif word == "--version":
+            return ()
+        elif word != "--json" and not word.startswith("--home="):
+            break
+    return ALL
 
 
 def _run(arguments: Sequence[str]) -> int:
     words = hoist(arguments)
     try:
-        status = commands()(words or ["--help"], prog_name=program(), standalone_mode=False)
+        status = commands(branches(words))(words or ["--help"], prog_name=program(), standalone_mode=False)
     except BrokenPipeError:
         raise
     except (KeyboardInterrupt, typer.Abort):

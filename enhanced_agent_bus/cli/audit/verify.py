@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from enhanced_agent_bus.cli import faults
-from enhanced_agent_bus.cli.audit import collect, export, pack, read, report, reproduce
+from enhanced_agent_bus.cli.audit import collect, erase, export, hold, pack, prove, read, report, reproduce
 from enhanced_agent_bus.cli.audit import joined as several
 from enhanced_agent_bus.cli.audit.witness import configured_witnesses, kept_checkpoint, named_witnesses, witness_line
 from enhanced_agent_bus.cli.faults import CliError
@@ -298,3 +298,10 @@ def checkpoint(context: typer.Context) -> None:
         print_json({"origin": text.partition("\n")[0], "size": note.size, "root": note.root.hex(), "note": text})
     else:
         sys.stdout.write(text)
+
+
+app.command("prove")(prove.prove)
+app.command("rotate-key")(prove.rotate_key)
+app.command()(erase.erase)
+app.command()(erase.retention)
+app.add_typer(hold.app, name="hold")

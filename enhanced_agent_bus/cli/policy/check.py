@@ -15,7 +15,7 @@ import typer
 
 from enhanced_agent_bus.cli import faults
 from enhanced_agent_bus.cli.faults import CliError
-from enhanced_agent_bus.cli.policy import activate, change, explain, new, shadow, testgen, tests
+from enhanced_agent_bus.cli.policy import activate, change, explain, new, shadow, sign, testgen, tests
 from enhanced_agent_bus.cli.policy.author import Constitution, at_workbench, existing, show_problem
 from enhanced_agent_bus.cli.program import named
 from enhanced_agent_bus.cli.render import counted, echo, print_json, print_json_lines, print_table, safe
@@ -262,3 +262,4 @@ def _event(entry: Mapping[str, Any]) -> str:
 
 for more in (activate, change, testgen, shadow):
     more.add_to(app)
+app.command("sign")(sign.sign)
