@@ -158,7 +158,7 @@ class Receiving:
             decision = orjson.loads(body)
             if (came := decision.get("ticket")) is not None:
                 return bool(came["decision_id"] == ticket.decision_id)
-            decision_id = decision["previous"]
+            decision_id = decision.get("previous")  # a message that was sent here has none
         return False
 
     async def _take_up_again(self, stored: StoredMessage, ticket: Ticket, handed: Handed) -> bool:
