@@ -74,11 +74,11 @@ fuzz: setup $(OPA) $(NATS_SERVER)
 soak: setup $(OPA) $(NATS_SERVER)
 	@$(BIN)/python -m pytest -m soak --timeout=0 --soak-seconds=$(SOAK_SECONDS) $(PYTEST_ARGS)
 
-bench: setup $(VENV)/.installed-bench
+bench: setup $(VENV)/.installed-bench $(OPA) $(NATS_SERVER)
 	@$(BIN)/eab bench
 
 # README's table, from a run on this machine.
-figures: setup $(VENV)/.installed-bench
+figures: setup $(VENV)/.installed-bench $(OPA) $(NATS_SERVER)
 	@$(BIN)/eab --json bench --full > $(VENV)/figures.json
 	@$(BIN)/python tools/figures.py < $(VENV)/figures.json
 

@@ -57,7 +57,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "workflow": frozenset({PACKAGE}),
     "cli": SHOWN | STATIONS | FILLERS | {PACKAGE, "audit", "authoring", "bench", "console", "observe", "witness"},
     "console": VALUES | {"ports", "clock", "control", "ledger", "audit", "cli"},  # what commands read and do, on a page
-    "bench": SHOWN | STATIONS | FILLERS | {PACKAGE, "audit"},
+    "bench": SHOWN | STATIONS | FILLERS | {PACKAGE, "audit", "letters"},
     "__main__": frozenset({"cli"}),
     PACKAGE: VALUES | {"agent", "bus", "delivery", "ports", "recovery", "wiring"},
 }
@@ -76,7 +76,7 @@ THIRD_PARTY: Final[dict[str, frozenset[str]]] = {
     "witness": frozenset({"opentelemetry"}),  # the extra `otlp`
     "cli": frozenset({"rich", "typer"}),
     "console": frozenset({"anyio", "jinja2", "markupsafe", "starlette", "uvicorn"}),
-    "bench": frozenset({"autogen_core", "cryptography", "faststream", "httpx", "rich", "taskiq", "vaara"}),
+    "bench": frozenset({"autogen_core", "cryptography", "faststream", "httpx", "nats", "rich", "taskiq", "vaara"}),
 }
 
 

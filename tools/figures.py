@@ -13,7 +13,7 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 BEGIN, END = "<!-- figures -->", "<!-- /figures -->"
 # `memory` and `growth` say how figures change; they are for `eab bench`, not for one screen.
 ROWS = frozenset(
-    {"send", "request", "durable", "durable_request", "decision", "server", "cache", "start", "log", "peers"}
+    {"send", "request", "durable", "durable_request", "decision", "server", "cache", "start", "log", "peers", "nats"}
 )
 
 

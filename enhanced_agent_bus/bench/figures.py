@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 
+class Missing(Exception):
+    """A row cannot be measured here: which program or package is not there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """What a median should reach."""

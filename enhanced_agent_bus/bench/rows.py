@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from enhanced_agent_bus.bench import decisions, growth, logs, neighbours, peers, sends, server, workload
-from enhanced_agent_bus.bench.figures import Figure, machine
+from enhanced_agent_bus.bench import cluster, decisions, growth, logs, neighbours, peers, sends, server, workload
+from enhanced_agent_bus.bench.figures import Figure, Missing, machine
 from enhanced_agent_bus.bench.house import QUICK, Scale
 from enhanced_agent_bus.bench.stations import stations
 from enhanced_agent_bus.engines.worker import WorkerEngine
@@ -30,6 +30,7 @@ ROWS: Final[dict[str, Row]] = {
     "peers": peers.peers,
     "memory": growth.memory,
     "growth": growth.growth,
+    "nats": cluster.nats,
 }
 WORKLOAD: Final = (
     f"messages of about 1 KB between {workload.AGENTS:,} agents of {workload.TENANTS} tenants, {QUICK.distinct:,} "
@@ -40,10 +41,11 @@ WORKLOAD: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """What was measured, and on which machine."""
+    """What was measured, on which machine, and what was not, with the reason."""
 
     machine: dict[str, Any]
     figures: list[Figure]
+    missing: dict[str, str]  # by row
 
 
 async def run(names: Iterable[str], scale: Scale, *, place: Path | None, told: Callable[[str], None]) -> Ran:
@@ -58,6 +60,7 @@ async def run_stations(scale: Scale, *, place: Path | None, told: Callable[[str]
 
 async def _run(rows: dict[str, Row], scale: Scale, place: Path | None, told: Callable[[str], None]) -> Ran:
     figures: list[Figure] = []
+    missing: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="eab-bench-", dir=place) as name:
         folder = Path(name)
         workload.write_constitution(folder / "constitution")
@@ -66,5 +69,8 @@ async def _run(rows: dict[str, Row], scale: Scale, place: Path | None, told: Cal
         await engine.close()
         for row, measure in rows.items():
             told(row)
-            figures += await measure(folder, scale)
-    return Ran(machine(label), figures)
+            try:
+                figures += await measure(folder, scale)
+            except Missing as why:
+                missing[row] = str(why)
+    return Ran(machine(label), figures, missing)

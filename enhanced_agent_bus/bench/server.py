@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,8 +19,8 @@ import httpx
 import orjson
 
 from enhanced_agent_bus.bench.decisions import IN_FLIGHT, decide, questions
-from enhanced_agent_bus.bench.figures import Figure, at_least
-from enhanced_agent_bus.bench.house import Scale
+from enhanced_agent_bus.bench.figures import Figure, Missing, at_least
+from enhanced_agent_bus.bench.house import Scale, free_port
 from enhanced_agent_bus.engines.server import DECISION, ServerEngine
 
 SHARE: Final = 12  # of the messages of a run: plain httpx is slow with as many connections
@@ -57,10 +56,10 @@ def opa_binary() -> str | None:
 
 
 async def server(folder: Path, scale: Scale) -> list[Figure]:
-    """64 in flight: the engine beside one httpx client with 64 connections, on one server."""
+    """64 in flight: the engine beside one httpx client with 64 connections, on one server. Raises: Missing."""
     binary = opa_binary()
     if binary is None:
-        return []
+        raise Missing("there is no opa on PATH, nor in a checkout's .tools/bin")
     ours, plain = [], []
     with tempfile.TemporaryDirectory(dir=folder) as place:
         async with _engine(binary, folder / "constitution", Path(place)) as (engine, url):
@@ -128,7 +127,7 @@ async def _timed(ask: Callable[[Question], Awaitable[None]], asked: list[Questio
 @asynccontextmanager
 async def _engine(binary: str, constitution: Path, place: Path) -> AsyncIterator[tuple[ServerEngine, str]]:
     """An engine, and the server that it asks, with the bundle of this constitution."""
-    port = _free_port()
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     engine = await ServerEngine.start(url)
     try:
@@ -153,10 +152,3 @@ async def _engine(binary: str, constitution: Path, place: Path) -> AsyncIterator
                 await process.wait()
     finally:
         await engine.close()
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port

@@ -66,13 +66,16 @@ def bench(
         ran = asyncio.run(rows.run(names, scale, place=folder, told=told))
     if session.json:
         figures = [figure.as_json() for figure in ran.figures]
-        print_json({"machine": ran.machine, "workload": rows.WORKLOAD, "figures": figures})
+        measured = {"machine": ran.machine, "workload": rows.WORKLOAD, "figures": figures, "missing": ran.missing}
+        print_json(measured)
         return
     _show_machine(ran, rows.WORKLOAD)
     if stations:
         _show_stations(ran.figures)
     else:
         _show(ran.figures)
+    for row, why in ran.missing.items():
+        echo(f"not measured: {row}: {why}")
 
 
 def _show_machine(ran: Ran, workload: str) -> None:
