@@ -19,6 +19,7 @@ from enhanced_agent_bus.message import shown
 
 TICKET: Final = "application/vnd.eab.ticket+json"
 NOTICE: Final = "application/vnd.eab.notice+json"
+NOTICES: Final = "application/vnd.eab.notices+json"
 QUESTION: Final = "application/vnd.eab.question+json"
 ANSWER: Final = "application/vnd.eab.answer+json"
 CHALLENGE: Final = "application/vnd.eab.challenge+json"

@@ -5,13 +5,13 @@ Not here: what is done about them (road).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final, NamedTuple, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from enhanced_agent_bus.letters import fields as f
-from enhanced_agent_bus.letters.dsse import ANSWER, NOTICE, QUESTION, BadLetter, Signs, decode, encode, verify
+from enhanced_agent_bus.letters.dsse import ANSWER, NOTICE, NOTICES, QUESTION, BadLetter, Signs, decode, encode, verify
 
 
 class Notice(NamedTuple):
@@ -29,6 +29,12 @@ class Notice(NamedTuple):
     decision_id: str  # the newest decision on it there
     at_us: int
     nonce: str
+
+
+class Notices(NamedTuple):
+    """Of several messages at once, under one signature."""
+
+    notices: tuple[Notice, ...]
 
 
 class Question(NamedTuple):
@@ -71,6 +77,8 @@ NOTICE_FIELDS: Final = {
     "at_us": f.COUNT,
     "nonce": f.NONCE,
 }
+NOTICES_MAX: Final = 32
+NOTICES_FIELDS: Final = {"v": f.THIS_VERSION, "notices": f.names(f.OBJECT, NOTICES_MAX)}
 QUESTION_FIELDS: Final = {
     "v": f.THIS_VERSION,
     "origin": f.ORIGIN,
@@ -94,10 +102,23 @@ ANSWER_FIELDS: Final = {
 
 def seal_notice(signer: Signs, notice: Notice) -> bytes:
     """Signs a notice; the name of an error's type is written in ASCII, as much of it as there is room for."""
+    return _seal(signer, NOTICE, _in_ascii(notice))
+
+
+def seal_notices(signer: Signs, notices: Sequence[Notice]) -> bytes:
+    """Signs at most `NOTICES_MAX` of them at once; one alone is a plain notice."""
+    if len(notices) == 1:
+        return seal_notice(signer, notices[0])
+    assert len(notices) <= NOTICES_MAX, f"{len(notices)} notices are more than one letter takes"
+    document = {"v": f.VERSION, "notices": [_document(signer, _in_ascii(notice)) for notice in notices]}
+    return encode(NOTICES, f.write(document), signer)
+
+
+def _in_ascii(notice: Notice) -> Notice:
     error = notice.error
     if error is not None:
         error = error.encode("ascii", "backslashreplace").decode()[: f.ERROR_CHARS_MAX]
-    return _seal(signer, NOTICE, notice._replace(error=error))
+    return notice._replace(error=error)
 
 
 def open_notice(body: bytes, keys: Mapping[str, Ed25519PublicKey]) -> Notice:
@@ -108,6 +129,12 @@ def open_notice(body: bytes, keys: Mapping[str, Ed25519PublicKey]) -> Notice:
 def read_notice(origin: str, payload: bytes) -> Notice:
     """Reads the signed text of a notice. Raises: BadLetter."""
     return _read(Notice, NOTICE_FIELDS, "notice", origin, payload)
+
+
+def read_notices(origin: str, payload: bytes) -> Notices:
+    """Reads the signed text of several: all of them can be read, or none. Raises: BadLetter."""
+    said = f.check(f.parse(payload, "list of notices"), NOTICES_FIELDS, "list of notices")
+    return Notices(tuple(_made(Notice, NOTICE_FIELDS, "notice", origin, one) for one in said["notices"]))
 
 
 def seal_question(signer: Signs, question: Question) -> bytes:
@@ -153,8 +180,12 @@ def check_answer(answer: Answered, question: Question) -> None:
 
 
 def _seal(signer: Signs, kind: str, said: Notice | Question | Answered) -> bytes:
+    return encode(kind, f.write(_document(signer, said)), signer)
+
+
+def _document(signer: Signs, said: Notice | Question | Answered) -> dict[str, Any]:
     assert signer.name == said.origin, f"{signer.name} cannot sign for {said.origin}"
-    return encode(kind, f.write({"v": f.VERSION, **said._asdict()}), signer)
+    return {"v": f.VERSION, **said._asdict()}
 
 
 def _opened(body: bytes, kind: str, keys: Mapping[str, Ed25519PublicKey]) -> tuple[str, bytes]:
@@ -164,7 +195,11 @@ def _opened(body: bytes, kind: str, keys: Mapping[str, Ed25519PublicKey]) -> tup
 
 
 def _read(made: type[Said], fields: Mapping[str, f.Field], what: str, origin: str, payload: bytes) -> Said:
-    document = f.check(f.parse(payload, what), fields, what)
+    return _made(made, fields, what, origin, f.parse(payload, what))
+
+
+def _made(made: type[Said], fields: Mapping[str, f.Field], what: str, origin: str, document: Any) -> Said:
+    f.check(document, fields, what)
     del document["v"]
     said = made(**document)
     if said.origin != origin:

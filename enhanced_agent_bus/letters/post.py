@@ -7,14 +7,34 @@ from typing import Final, NamedTuple
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from enhanced_agent_bus.letters.dsse import ANSWER, NOTICE, PAYLOAD_BYTES, QUESTION, TICKET, bytes_max, decode, verify
-from enhanced_agent_bus.letters.notices import Answered, Notice, Question, read_answer, read_notice, read_question
+from enhanced_agent_bus.letters.dsse import (
+    ANSWER,
+    NOTICE,
+    NOTICES,
+    PAYLOAD_BYTES,
+    QUESTION,
+    TICKET,
+    bytes_max,
+    decode,
+    verify,
+)
+from enhanced_agent_bus.letters.notices import (
+    Answered,
+    Notice,
+    Notices,
+    Question,
+    read_answer,
+    read_notice,
+    read_notices,
+    read_question,
+)
 from enhanced_agent_bus.letters.tickets import DEPTH, Ticket, read_ticket
 from enhanced_agent_bus.message import Envelope
 
-KINDS: Final = frozenset({TICKET, NOTICE, QUESTION, ANSWER})
-_READ: Final[Mapping[str, Callable[[str, bytes], Notice | Question | Answered]]] = {
+KINDS: Final = frozenset({TICKET, NOTICE, NOTICES, QUESTION, ANSWER})
+_READ: Final[Mapping[str, Callable[[str, bytes], Notice | Notices | Question | Answered]]] = {
     NOTICE: read_notice,
+    NOTICES: read_notices,
     QUESTION: read_question,
     ANSWER: read_answer,
 }
@@ -33,7 +53,7 @@ def open_letter(
     *,
     payload_bytes: int = PAYLOAD_BYTES,
     depth: int = DEPTH,
-) -> TicketLetter | Notice | Question | Answered:
+) -> TicketLetter | Notice | Notices | Question | Answered:
     """What a node has written, when one of these has signed it as itself. `keys` are by origin. Raises: BadLetter."""
     signed = decode(body, bytes_max=bytes_max(payload_bytes))
     payload = verify(signed, KINDS, keys)

@@ -7,6 +7,7 @@ A reply is decided here before whoever asked is given it. Not here: letters (inb
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import orjson
 
@@ -17,7 +18,7 @@ from enhanced_agent_bus.message import Envelope
 from enhanced_agent_bus.outcome import END_STATES, Outcome
 from enhanced_agent_bus.ports import Handed, StoredMessage
 from enhanced_agent_bus.road.arrivals import LATER_SECONDS, Arrivals
-from enhanced_agent_bus.road.desk import NOBODY, Desk
+from enhanced_agent_bus.road.desk import NOBODY, Desk, Written
 from enhanced_agent_bus.road.endings import Endings
 from enhanced_agent_bus.road.outbox import Outbox
 from enhanced_agent_bus.road.replies import Replies
@@ -40,31 +41,43 @@ class Hearing:
         self._outbox = outbox
         self._arrivals = arrivals
 
-    async def notice(self, notice: Notice, handed: Handed) -> bool:
-        """A message of ours has ended on another node."""
-        if notice.message_id in self._desk.rising:  # it is being replayed, or its end there is on its way to the disk
+    async def notices(self, notices: Sequence[Notice], handed: Handed) -> bool:
+        """Messages of ours have ended on another node; True once that is on disk for all of them."""
+        later = False
+        ends: list[Written] = []
+        for notice in notices:
+            live = self._desk.live.get(notice.message_id)
+            # It is being replayed, or an end of it is on its way to the disk: this may be the one after that.
+            if notice.message_id in self._desk.rising or (live is not None and live.ending):
+                later = True
+            elif (end := self._notice(notice)) is not None:
+                ends.append(end)
+        for end in ends:
+            await end.wait()
+        if later:
             await handed.again(LATER_SECONDS)
-            return False
+        return not later
+
+    def _notice(self, notice: Notice) -> Written | None:
+        """One message of ours has ended on another node; None where there is nothing to record of it."""
         parcel = self._desk.live.get(notice.message_id)
         if parcel is None:
             stored = self._desk.ledger.find(notice.message_id)
             if stored is None or stored.state != "dead_lettered" or notice.state == "dead_lettered":
-                return True  # known already
+                return None  # known already
             parcel = self._rescue.parcel_of(stored)  # it was replayed there
             if parcel.envelope.digest == notice.digest:
                 self._desk.rising.add(notice.message_id)
-        if parcel.ending or parcel.state not in ("handed_over", "dead_lettered"):
-            return True
+        if parcel.state not in ("handed_over", "dead_lettered"):
+            return None
         if parcel.envelope.digest != notice.digest:
             logger.warning("%s tells of %s with another digest", notice.origin, notice.message_id)
-            return True
+            return None
         parcel.attempts, parcel.error, parcel.reply_id = notice.attempts, notice.error, notice.reply_id
         parcel.ended_by = {"origin": notice.origin, "seq": notice.seq}
         if notice.state == "refused" and not notice.attempts:  # no handler has seen it
-            await self._rescue.refuse(parcel, self._rescue.case_of(parcel), notice.code).wait()
-        else:
-            await self._endings.end(parcel, notice.state, notice.code, error=notice.error).wait()
-        return True
+            return self._rescue.refuse(parcel, self._rescue.case_of(parcel), notice.code)
+        return self._endings.end(parcel, notice.state, notice.code, error=notice.error)
 
     async def reply(self, envelope: Envelope, ticket: Ticket, handed: Handed) -> bool:
         """What an agent elsewhere has answered: decided here before whoever asked is given it."""

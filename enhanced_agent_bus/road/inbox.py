@@ -16,7 +16,7 @@ from typing import Final
 
 from enhanced_agent_bus.errors import BusError, TransportAway
 from enhanced_agent_bus.letters.dsse import BadLetter, Signs
-from enhanced_agent_bus.letters.notices import Answered, Notice, Question
+from enhanced_agent_bus.letters.notices import Answered, Notice, Notices, Question
 from enhanced_agent_bus.letters.post import TicketLetter, open_letter
 from enhanced_agent_bus.ports import Handed, Transport
 from enhanced_agent_bus.road.arrivals import LATER_SECONDS, Arrivals
@@ -113,7 +113,7 @@ class Inbox:
                 if parcel.arrival is not None and parcel.arrival.handed is not None:
                     parcel.arrival.handed.working()
 
-    def _open(self, handed: Handed) -> TicketLetter | Notice | Question | Answered:
+    def _open(self, handed: Handed) -> TicketLetter | Notice | Notices | Question | Answered:
         """Raises: BadLetter."""
         limits = self._desk.settings.limits
         return open_letter(
@@ -150,7 +150,9 @@ class Inbox:
             logger.warning("a letter to this node was thrown away: %s", bad)
             return True
         if isinstance(opened, Notice):
-            return await self._hearing.notice(opened, handed)
+            return await self._hearing.notices((opened,), handed)
+        if isinstance(opened, Notices):
+            return await self._hearing.notices(opened.notices, handed)
         if isinstance(opened, TicketLetter):
             reply = self._hearing.reply(opened.envelope, opened.ticket, handed)
             return await self._arrivals.alone(opened.envelope.id, handed, reply)

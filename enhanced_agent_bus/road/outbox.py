@@ -14,9 +14,9 @@ from typing import Any, Final
 import orjson
 
 from enhanced_agent_bus.delivery.parcel import Parcel
-from enhanced_agent_bus.errors import TransportAway
+from enhanced_agent_bus.errors import BusError, TransportAway
 from enhanced_agent_bus.letters.dsse import Signs
-from enhanced_agent_bus.letters.notices import Notice, seal_notice
+from enhanced_agent_bus.letters.notices import NOTICES_MAX, Notice, seal_notice, seal_notices
 from enhanced_agent_bus.letters.tickets import Ended, Ticket, seal_ticket
 from enhanced_agent_bus.message import REPLY_TYPES
 from enhanced_agent_bus.outcome import END_STATES, Outcome
@@ -64,6 +64,7 @@ class Outbox:
         self._signer = signer
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last: set[asyncio.Task[Any]] = set()  # of them, those that are waited for at the end
+        self._telling: dict[str, list[tuple[Notice, asyncio.Future[None]]]] = {}  # by node, while letters go there
         self._stopped = False
 
     def own(self, work: Coroutine[Any, Any, None], name: str, *, to_the_end: bool = False) -> asyncio.Task[None]:
@@ -230,18 +231,56 @@ class Outbox:
         )
 
     async def tell(self, node: str, notice: Notice) -> None:
-        """Brings a notice to the node that answers for the message."""
-        await self._tell(node, notice, f"{notice.decision_id}={notice.seq}")
+        """Brings a notice to the node that answers for the message.
+
+        What is to be told while a letter of notices is on its way there goes with the next one.
+        """
+        told = asyncio.get_running_loop().create_future()
+        if node in self._telling:
+            self._telling[node].append((notice, told))
+        else:
+            self._telling[node] = [(notice, told)]
+            self.own(self._tell(node), f"notices to {node}")
+        await told
+
+    async def _tell(self, node: str) -> None:
+        """Until none is left; one letter at a time."""
+        waiting = self._telling[node]
+        try:
+            while waiting:
+                some, waiting[:NOTICES_MAX] = waiting[:NOTICES_MAX], []
+                try:
+                    await self.post(self._noticing(node, [notice for notice, _ in some]))
+                except BusError as error:
+                    _end(some, error)
+                else:
+                    _end(some, None)
+        finally:
+            del self._telling[node]
+
+    def _noticing(self, node: str, notices: list[Notice]) -> Letter:
+        """The id of one alone is the same when it is told again; that of several is used once, as nonces are."""
+        first = notices[0]
+        letter_id = f"{first.decision_id}={first.seq}" if len(notices) == 1 else f"notices={first.nonce}"
+        return Letter(node_box(node), letter_id, seal_notices(self._signer, notices))
 
     async def tell_again(self, node: str, parcel: Parcel, stored: StoredMessage) -> None:
         """The same of a message that ended before, in a letter of its own: the first one may have come too early."""
         outcome = Outcome(stored.state, stored.attempts, stored.code, None, stored.error)  # type: ignore[arg-type]
         seq = self._desk.ledger.newest_outcome(stored.envelope.id)
         notice = self.notice(parcel, outcome, stored.seq if seq is None else seq)
-        await self._tell(node, notice, f"{notice.decision_id}={notice.seq}={notice.nonce}")
-
-    async def _tell(self, node: str, notice: Notice, letter_id: str) -> None:
+        letter_id = f"{notice.decision_id}={notice.seq}={notice.nonce}"
         await self.post(Letter(node_box(node), letter_id, seal_notice(self._signer, notice)))
+
+
+def _end(told: list[tuple[Notice, asyncio.Future[None]]], error: BusError | None) -> None:
+    """Those who wait go on; whoever was cancelled meanwhile does not."""
+    for _, waits in told:
+        if not waits.done():
+            if error is None:
+                waits.set_result(None)
+            else:
+                waits.set_exception(error)
 
 
 async def _again(handed: Handed) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from enhanced_agent_bus.message import shown
@@ -15,6 +16,7 @@ KEY: Final = re.compile(r"[A-Za-z0-9._=/-]{1,200}", re.ASCII)
 BUS: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 _PLAIN: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-")
+TOKENS_KEPT: Final = 4096  # each letter names its box twice
 
 
 def checked_box(box: str) -> str:
@@ -53,6 +55,7 @@ def checked_bus(name: str) -> str:
     return name
 
 
+@lru_cache(TOKENS_KEPT)
 def token(text: str) -> str:
     """One token of a subject, the same for no other text: what is not a letter, a digit, _ or - becomes =XX."""
     return "".join(chr(byte) if byte in _PLAIN else f"={byte:02X}" for byte in text.encode())
