@@ -17,11 +17,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from enhanced_agent_bus.admission.canonical import NotJson, canonical, freeze, loads_strict
 from enhanced_agent_bus.admission.seal import commitment, seal
 from enhanced_agent_bus.ledger.checkpoint import Signer
-from enhanced_agent_bus.letters.dsse import ENVELOPE, JOIN, NOTICE, TICKET, decode, encode
+from enhanced_agent_bus.letters.dsse import ENVELOPE, JOIN, NOTICE, NOTICES, TICKET, decode, encode
 from enhanced_agent_bus.letters.envelopes import sign_envelope
 from enhanced_agent_bus.letters.fields import write
 from enhanced_agent_bus.letters.joining import Challenges, Wants, seal_challenge, seal_join
-from enhanced_agent_bus.letters.notices import Answered, Notice, Question, seal_answer, seal_notice, seal_question
+from enhanced_agent_bus.letters.notices import (
+    Answered,
+    Notice,
+    Question,
+    seal_answer,
+    seal_notice,
+    seal_notices,
+    seal_question,
+)
 from enhanced_agent_bus.letters.tickets import Ended, Ticket, seal_ticket
 from enhanced_agent_bus.message import Envelope
 from enhanced_agent_bus.verdict import Party, Refusal
@@ -258,8 +266,19 @@ def notices() -> list[dict[str, Any]]:
         NODE.name, "desk/order-7", "desk/order-7#65be2f1d2a1c0", open=False, state="expired", at_us=NOW, nonce="e" * 32
     )
     letter = seal_notice(OTHER, notice)
+    several = seal_notices(OTHER, [notice, notice._replace(message_id="desk/order-8", decision_id="desk/order-8#1")])
+    each = said(several)["notices"]
     return [
         good("a notice", letter),
+        good("two notices", several),
+        bad("no list of notices", signed({"v": 1, "notices": each[0]}, OTHER, NOTICES), "malformed"),
+        bad("too many notices", signed({"v": 1, "notices": each[:1] * 33}, OTHER, NOTICES), "malformed"),
+        bad(
+            "a good notice and a bad one",
+            signed({"v": 1, "notices": [each[0], each[1] | {"state": "queued"}]}, OTHER, NOTICES),
+            "malformed",
+        ),
+        bad("another node's notices", signed(said(several), NODE, NOTICES), "identity_unproven"),
         good("a question", seal_question(OTHER, question)),
         good("an answer", seal_answer(NODE, answer)),
         bad("a state that is no end", signed(said(letter) | {"state": "queued"}, OTHER, NOTICE), "malformed"),

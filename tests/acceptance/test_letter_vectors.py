@@ -19,7 +19,7 @@ from enhanced_agent_bus.letters.dsse import BadLetter, bytes_max, decode
 from enhanced_agent_bus.letters.envelopes import open_envelope
 from enhanced_agent_bus.letters.joining import Challenges, Session, Wants, open_challenge, open_join, seal_challenge
 from enhanced_agent_bus.letters.keys import read_vkey
-from enhanced_agent_bus.letters.notices import Answered, Notice, Question
+from enhanced_agent_bus.letters.notices import Answered, Notice, Notices, Question
 from enhanced_agent_bus.letters.post import open_letter
 from enhanced_agent_bus.letters.tickets import open_ticket
 from tests import vectors
@@ -104,6 +104,9 @@ def test_notices_questions_and_answers(vector: dict[str, Any]) -> None:
         assert bad.value.code == vector["refused"]
         return
     read = open_letter(vector["letter"].encode(), NODES)
+    if isinstance(read, Notices):
+        assert [{"v": 1, **one._asdict()} for one in read.notices] == vector["says"]["notices"]
+        return
     assert isinstance(read, Notice | Question | Answered)
     assert {"v": 1, **read._asdict()} == vector["says"]
 
@@ -200,6 +203,7 @@ def fields_of(page: str, heading: str) -> list[str]:
         ("field of `ticket`", tickets.TICKET_FIELDS),
         ("field of `answers`", tickets.ENDED_FIELDS),
         ("field of a notice", notices.NOTICE_FIELDS),
+        ("field of several notices", notices.NOTICES_FIELDS),
         ("field of a question", notices.QUESTION_FIELDS),
         ("field of an answer to it", notices.ANSWER_FIELDS),
     ],

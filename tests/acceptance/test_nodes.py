@@ -255,6 +255,41 @@ async def test_an_agent_is_on_one_node_or_shared_by_several(tmp_path: Path, wher
 
 
 @in_memory
+async def test_ends_that_could_not_be_told_are_told_together(tmp_path: Path, where: dict[str, Any]) -> None:
+    """Those of a time without connection share letters; of two ends of one message neither is lost."""
+    door = Doorman()
+
+    async def breaks_once(message: Message) -> None:
+        await door(message)
+        if message.id == "desk/0" and message.attempt == 1:
+            raise ValueError
+
+    async with nodes(tmp_path, where, "a", "b") as (a, b):
+        network = open_memory(where["url"]).network
+        far = network.transports[1]
+        await b.register("booker", breaks_once, tenant="acme", concurrency=4, retry=Retry.immediate(1))
+        desk = await a.register("desk", tenant="acme")
+        await seen(a, "booker")
+        for n in range(4):
+            assert (await desk.send("booker", id=str(n))).ok
+        await until(lambda: len(door.got) == 4)
+        network.cut(far)
+        door.open.set()
+        await until(lambda: b.status().accounting["dead_lettered"] == 1 and b.status().accounting["delivered"] == 3)
+        assert (await b.replay("desk/0")).ok
+        await until(lambda: b.status().accounting["delivered"] == 4)
+        network.mend(far)
+        await until(lambda: a.status().accounting["delivered"] == 4)
+        letters = [letter for box in network.boxes for letter in network.boxes[box].known if box.startswith("node.")]
+        assert len(letters) < 5  # of as many notices
+    ends = {n: log(tmp_path / "a", "outcome", message_id=f"desk/{n}") for n in range(4)}
+    assert [record["state"] for record in ends[0]] == ["dead_lettered", "delivered"]
+    for n in range(4):
+        [*_, there] = log(tmp_path / "b", "outcome", message_id=f"desk/{n}")
+        assert (ends[n][-1]["state"], ends[n][-1]["by"]["seq"]) == ("delivered", there["seq"])
+
+
+@in_memory
 async def test_a_node_that_is_cut_off_decides_nothing(tmp_path: Path, where: dict[str, Any]) -> None:
     """Once its lease is over it refuses, since the others may have changed what it decides by; then it goes on."""
     async with nodes(tmp_path, where, "a", transport={"lease_seconds": 0.5}) as (a,):
