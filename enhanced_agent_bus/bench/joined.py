@@ -24,7 +24,7 @@ from enhanced_agent_bus.bench.workload import Load
 
 ROW: Final = "nats"
 IN_FLIGHT: Final = 64
-SHARE: Final = 12  # of the messages of a run: each crosses the server several times
+SHARE: Final = 30  # of the messages of a run: each crosses the server several times
 RECEIVERS: Final = 3
 FOR_SCALE: Final = "for scale"
 MULTIPLE: Final = "time as a multiple of bare nats-py"

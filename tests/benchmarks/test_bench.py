@@ -4,20 +4,23 @@ import asyncio
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from itertools import islice
 from pathlib import Path
+from typing import Any, Final
 
 import pytest
 
 from enhanced_agent_bus.bench import rows, workload
-from enhanced_agent_bus.bench.figures import Figure, at_least, at_most, percentile
+from enhanced_agent_bus.bench.figures import Figure, at_least, at_most, machine, percentile
 from enhanced_agent_bus.bench.house import SMOKE
 from enhanced_agent_bus.bench.stations import STATIONS
 from tests.support import constitution_digest
 
 pytestmark = pytest.mark.timeout(300)
+ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("row", rows.ROWS)
@@ -112,6 +115,39 @@ def test_the_workload_is_the_same_everywhere(tmp_path: Path) -> None:
     assert first == list(islice(workload.admitted(profiles), 50))
     assert all(600 < len(json.dumps(load.payload)) < 1100 for load in first)
     assert all(profiles[load.sender].tenant == profiles[load.recipient].tenant for load in first)
+
+
+def test_figures_go_into_the_readme_and_the_page(tmp_path: Path) -> None:
+    """All of them on the page, in README what is for one screen; what is not the whole changes neither."""
+    for name in ("tools/figures.py", "README.md", "docs/reference/performance.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    figures = [Figure(row, f"what {row} measures", "/s", (1.0, 2.0, 4.0), at_least(3)) for row in rows.ROWS]
+    document = {
+        "machine": machine("1.22.2"),
+        "workload": rows.WORKLOAD,
+        "figures": [figure.as_json() for figure in figures if figure.row != "nats"],
+        "missing": {"nats": "there is no nats-server"},
+    }
+    command = [sys.executable, str(tmp_path / "tools" / "figures.py")]
+
+    def write(measured: dict[str, Any]) -> tuple[int, str, str]:
+        done = subprocess.run(command, input=json.dumps(measured), text=True, capture_output=True, check=False)
+        pages = [
+            (tmp_path / name).read_text(encoding="utf-8") for name in ("README.md", "docs/reference/performance.md")
+        ]
+        return done.returncode, pages[0], pages[1]
+
+    before = write({**document, "missing": {}})
+    assert before[0] != 0
+    assert "what send measures" not in before[1] + before[2]
+    status, readme, page = write(document)
+    assert status == 0
+    assert "| what send measures | 2 /s | 1 to 4 | at least 3: missed |" in readme
+    assert "what growth measures" not in readme
+    assert "| growth | what growth measures | 1 | 2 | 4 | /s | at least 3 | missed |" in page
+    assert "Not measured: `nats`: there is no nats-server." in readme
+    assert "## What limits it" in page
 
 
 def test_every_row_can_be_asked_for_together() -> None:
