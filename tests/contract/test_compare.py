@@ -205,8 +205,7 @@ async def test_together_as_alone_under_the_starter_constitution(
         settings.write_text(settings.read_text().replace(old, new))
     digests = [(await worker.load(path)).digest for path in (MAIN.parent.parent, candidate)]
     counted = await both_ways(worker, digests, akin(Traffic(chance), chance, MESSAGES * 10))
-    assert counted["different"] > 0
-    assert counted["asked once"] > counted["different"]
+    assert min(counted["asked once"], counted["different"]) > MESSAGES, counted  # both ways of asking were taken
 
 
 async def test_together_as_alone_under_made_up_constitutions(worker: WorkerEngine, tmp_path: Path, seed: int) -> None:
