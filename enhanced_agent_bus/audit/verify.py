@@ -135,10 +135,10 @@ class Key:
 
 def read_key(text: str) -> Key:
     """A C2SP vkey, `name+id+key`. Raises: ValueError."""
-    name, key_id, encoded = text.strip().split("+", 2)
+    name, key_id, encoded = (*text.strip().split("+", 2), "", "")[:3]
     raw = base64.b64decode(encoded, validate=True)
     if raw[:1] != b"\x01" or sha256(name.encode() + b"\n" + raw).hexdigest()[:8] != key_id:
-        raise ValueError("the key is no vkey for Ed25519")
+        raise ValueError("the key is no vkey for Ed25519: a home has it in keys/log.vkey")
     return Key(name, raw[1:])
 
 
@@ -477,7 +477,7 @@ def main(arguments: list[str]) -> int:
     """Exit status: 0 nothing wrong found, 1 something found, 2 wrong usage."""
     parser = argparse.ArgumentParser(description="Checks a log of the bus with nothing but Python.")
     parser.add_argument("log", type=Path, help="an export; of a home: SELECT body FROM records ORDER BY seq")
-    parser.add_argument("--key", type=Path, required=True, help="a file with the log's vkey or a PEM")
+    parser.add_argument("--key", type=Path, required=True, help="a file with the log's vkey, such as keys/log.vkey")
     parser.add_argument("--checkpoint", type=Path, help="a signed checkpoint that was kept elsewhere")
     parser.add_argument("--require-anchor", action="store_true", help="fail where no outside checkpoint vouches")
     parser.add_argument("--json", action="store_true", help="print one JSON document")

@@ -43,6 +43,18 @@ FULL: Final = Scale(runs=5, messages=20_000, distinct=2_000, seconds=2.0, log_re
 SMOKE: Final = Scale(runs=1, messages=100, distinct=50, seconds=0.1, log_records=400, flat_messages=400)
 
 
+async def ask(agents: Mapping[str, Agent], load: Load) -> Message:
+    """The reply to one message of the load."""
+    return await agents[load.sender].request(
+        load.recipient,
+        load.payload,
+        timeout=REQUEST_SECONDS,
+        type=load.type,
+        priority=load.priority,
+        conversation=load.conversation,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class House:
     """An open bus with its agents and the messages that go between them."""
@@ -63,14 +75,7 @@ class House:
         return receipt
 
     async def ask(self, load: Load) -> Message:
-        return await self.agents[load.sender].request(
-            load.recipient,
-            load.payload,
-            timeout=REQUEST_SECONDS,
-            type=load.type,
-            priority=load.priority,
-            conversation=load.conversation,
-        )
+        return await ask(self.agents, load)
 
     def some(self, count: int) -> Iterator[Load]:
         """So many messages, the same ones again and again."""

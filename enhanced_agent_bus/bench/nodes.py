@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from enhanced_agent_bus import Agent, AgentBus, Message, open_bus
 from enhanced_agent_bus.bench import workload
-from enhanced_agent_bus.bench.house import MEMORY, PATIENT, REPLY, REQUEST_SECONDS, drive
+from enhanced_agent_bus.bench.house import MEMORY, PATIENT, REPLY, REQUEST_SECONDS, ask, drive
 from enhanced_agent_bus.bench.jetstream import Server
 from enhanced_agent_bus.bench.workload import Load, Profile
 
@@ -69,14 +69,7 @@ class Sender:
     loads: Sequence[Load]
 
     async def ask(self, load: Load) -> Message:
-        return await self.agents[load.sender].request(
-            load.recipient,
-            load.payload,
-            timeout=REQUEST_SECONDS,
-            type=load.type,
-            priority=load.priority,
-            conversation=load.conversation,
-        )
+        return await ask(self.agents, load)
 
     async def send(self, load: Load) -> None:
         """Returns when it has ended on its receiver's node, and that is recorded here."""

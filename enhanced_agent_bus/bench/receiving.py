@@ -60,7 +60,8 @@ async def receiving(server: Server, bus: str, constitution: Path, many: int) -> 
         assert process.stdin is not None
         process.stdin.close()
         try:
-            await asyncio.wait_for(process.wait(), END_SECONDS_MAX)
+            async with asyncio.timeout(END_SECONDS_MAX):
+                await process.wait()
         except TimeoutError:
             process.kill()
             await process.wait()

@@ -74,29 +74,30 @@ def _sync(info: Mapping[str, Any], streams: Sequence[Mapping[str, Any]], said: S
     late = sorted(str(one["name"]) for one in configs if one.get("persist_mode") == "async")
     if late:
         return f"acknowledged before they are written (persist_mode async): {', '.join(late)}"
-    if info.get("cluster"):
-        return _sync_of_cluster(info, streams, said)
     if not said:
-        return (
-            f"whether the server has {ALWAYS} cannot be read through its client port; "
-            "name its monitoring port in transport.monitor"
-        )
+        return _unasked(in_cluster=bool(info.get("cluster")))
     ours = of_one_cluster(info["server_id"], said)
     if not ours:
         return _foreign(said)
+    if info.get("cluster"):
+        return _sync_of_cluster(info, streams, ours)
     return None if ours[0].always else f"the server acknowledges before fsync; it needs {ALWAYS} under jetstream"
 
 
-def _sync_of_cluster(info: Mapping[str, Any], streams: Sequence[Mapping[str, Any]], said: Sequence[Said]) -> str | None:
-    """By the names of the servers that hold the bus: names are given once in a cluster, and only ours are looked at."""
-    if not said:
+def _unasked(*, in_cluster: bool) -> str:
+    if in_cluster:
         return (
             f"whether the servers of the cluster have {ALWAYS} cannot be read through their client ports; "
             "name the monitoring port of each in transport.monitor, with commas"
         )
-    ours = of_one_cluster(info["server_id"], said)
-    if not ours:
-        return _foreign(said)
+    return (
+        f"whether the server has {ALWAYS} cannot be read through its client port; "
+        "name its monitoring port in transport.monitor"
+    )
+
+
+def _sync_of_cluster(info: Mapping[str, Any], streams: Sequence[Mapping[str, Any]], ours: Sequence[Said]) -> str | None:
+    """By the names of the servers that hold the bus: names are given once in a cluster, and only ours are looked at."""
     known = {one.name: one.always for one in ours}
     holders = sorted(holding(streams) or {str(info.get("server_name", "")), *known})
     late = [name for name in holders if not known.get(name, True)]

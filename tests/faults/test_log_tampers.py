@@ -320,6 +320,16 @@ def test_export_is_verified_by_one_file_alone(copy: Path) -> None:
     assert (status, bad["seq"], bad["seq_to"], bad["damage"]) == (1, VICTIM, VICTIM, "missing")
 
 
+def test_a_key_in_another_form_is_said_to_be_one(copy: Path) -> None:
+    """The verifier that stands alone takes the log's vkey, and says so to who gives it anything else."""
+    export(copy / "home", copy / "log.jsonl")
+    for text in ("-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA\n-----END PUBLIC KEY-----\n", "", "a+b"):
+        (copy / "key").write_text(text)
+        command = [sys.executable, "-I", verifier.__file__, str(copy / "log.jsonl"), "--key", str(copy / "key")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr.splitlines()[-1].partition("keys/")[2]) == (2, "log.vkey")
+
+
 @pytest.mark.parametrize(
     "line", [b"", b"{}", b"[1]", b"\xff\xfe", b'{"v":1,"seq":108,"kind":"decision","at":"', b"null"]
 )
