@@ -22,6 +22,8 @@ import httpx
 
 CONNECTIONS_MAX: Final = 256  # open at once, those that rest included; beyond, the one that rests longest is closed
 REST_SECONDS: Final = 0.25  # how long a connection is silent before it is used again, however many are wanted
+LOOK_SECONDS: Final = 0.025  # a rest is counted in looks at the connections: a loop that stands still sees no bytes
+RESTED_LOOKS: Final = int(REST_SECONDS / LOOK_SECONDS) + 1
 IDLE_SECONDS_MAX: Final = 30.0  # a connection that was not used for longer is not used again
 HEAD_BYTES_MAX: Final = 16 << 10
 UNREAD_BYTES_MAX: Final = 256 << 10  # beyond, the other side has to wait until the body is read
@@ -48,6 +50,7 @@ class _Connection(asyncio.Protocol):
         self.clean = False  # and nothing came behind it
         self.closed = False
         self.silent_since = 0.0
+        self.rested_at = 0  # by the count of looks
 
     # --- asyncio's side
 
@@ -116,11 +119,12 @@ class _Connection(asyncio.Protocol):
         poll.register(self._transport.get_extra_info("socket"), select.POLLIN)
         return not poll.poll(0)
 
-    def rest(self, now: float) -> None:
+    def rest(self, now: float, looks: int) -> None:
         """The answer was read; what comes from here on was not asked for."""
         self._h11.start_next_cycle()
         self._asked = False
         self.silent_since = now
+        self.rested_at = looks + RESTED_LOOKS
 
     def abort(self, why: str) -> None:
         """Closes at once."""
@@ -218,6 +222,8 @@ class OneAnswerTransport(httpx.AsyncBaseTransport):
         self._loop = asyncio.get_running_loop()
         self._open: set[_Connection] = set()
         self._silent: deque[_Connection] = deque()  # the one that rests longest first
+        self._looks = 0
+        self._looking: asyncio.TimerHandle | None = None
         self._opening = 0
         self._closed = False
 
@@ -242,6 +248,8 @@ class OneAnswerTransport(httpx.AsyncBaseTransport):
         for connection in list(self._open):
             connection.abort("the bus closed it")
         self._silent.clear()
+        if self._looking is not None:
+            self._looking.cancel()
 
     async def _ask(
         self, connection: _Connection, request: httpx.Request, body: bytes, done: Callable[[_Connection], None]
@@ -262,13 +270,12 @@ class OneAnswerTransport(httpx.AsyncBaseTransport):
         silent = self._silent
         while silent:
             connection = silent[0]
-            rested = now - connection.silent_since
-            if connection.closed or rested > IDLE_SECONDS_MAX:
+            if connection.closed or now - connection.silent_since > IDLE_SECONDS_MAX:
                 silent.popleft()
                 connection.abort("it was not used for long")
                 continue
             full = len(self._open) + self._opening >= CONNECTIONS_MAX
-            if rested >= REST_SECONDS:
+            if self._looks >= connection.rested_at:
                 silent.popleft()
                 if connection.is_silent():
                     return connection
@@ -301,10 +308,18 @@ class OneAnswerTransport(httpx.AsyncBaseTransport):
     def _done(self, connection: _Connection) -> None:
         """The answer was read, or nobody wants the rest of it."""
         if connection.clean and not connection.closed and not self._closed:
-            connection.rest(self._loop.time())
+            connection.rest(self._loop.time(), self._looks)
             self._silent.append(connection)
+            if self._looking is None:
+                self._looking = self._loop.call_later(LOOK_SECONDS, self._look)
         else:
             connection.abort("it was not read to its end, or more came behind it")
+
+    def _look(self) -> None:
+        """Whatever had come by now has been read: the loop looks at its connections before it calls this."""
+        self._looks += 1
+        resting = self._silent and self._silent[-1].rested_at > self._looks
+        self._looking = self._loop.call_later(LOOK_SECONDS, self._look) if resting else None
 
     def _close(self, connection: _Connection) -> None:
         connection.abort("it served one question")

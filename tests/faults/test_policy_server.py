@@ -7,16 +7,18 @@ import json
 import re
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from enhanced_agent_bus import Agent, AgentBus, ConfigInvalid
-from enhanced_agent_bus.engines.http1 import REST_SECONDS
+from enhanced_agent_bus.engines.http1 import REST_SECONDS, OneAnswerTransport
 from tests.developer import Inbox, log, small_bus, until
 from tests.forked import is_refused_in_a_child
 from tests.hostile import NO, YES, Asked, Behave, Hostile, decided, hostile, http, provenance, sends, then_closes
@@ -391,18 +393,40 @@ async def test_an_answer_that_nobody_asked_for_answers_nothing(tmp_path: Path, a
         assert len(stub.decisions) == 220
 
 
+def _stand_still(seconds: float) -> None:
+    """As a machine that has no time for this process: no thread of it runs, the server's neither."""
+    interval, until = sys.getswitchinterval(), time.monotonic() + seconds
+    sys.setswitchinterval(60)
+    while time.monotonic() < until:
+        pass
+    sys.setswitchinterval(interval)
+
+
+async def test_a_process_that_stands_still_has_not_waited() -> None:
+    """While the loop is held up nothing is heard, so that time is no rest: what comes right after it is left over."""
+    async with hostile(_stray(0.05)) as stub:
+        there = httpx.URL(stub.url)
+        assert there.port is not None
+        transport = OneAnswerTransport(address=(there.host, there.port))
+        async with httpx.AsyncClient(transport=transport, base_url=there) as client:
+            for _ in range(5):
+                answer = await client.post("/v1/data/bus/decision", json={"input": {}})
+                assert answer.json()["result"]["allow"] is False
+                _stand_still(REST_SECONDS * 2)
+
+
 async def test_bytes_behind_an_answer_close_the_connection(tmp_path: Path) -> None:
     """A connection with anything left over is never used again; an honest one is."""
     async with hostile(_stray(None)) as stub, house(tmp_path, stub.url) as there:
         for _ in range(5):
             await there.refused("policy_denied")
-            await asyncio.sleep(REST_SECONDS * 1.2)
+            await asyncio.sleep(REST_SECONDS * 2)
         assert {asked.on_connection for asked in stub.decisions} == {0}
         stub.behave = sends(NO)
         asked_before = len(stub.decisions)
         for _ in range(5):
             await there.refused("policy_denied")
-            await asyncio.sleep(REST_SECONDS * 1.2)
+            await asyncio.sleep(REST_SECONDS * 2)
         assert max(asked.on_connection for asked in stub.decisions[asked_before:]) > 0
 
 
@@ -539,7 +563,7 @@ async def test_a_connection_that_was_closed_meanwhile_costs_no_answer(tmp_path: 
     async with hostile(behave) as stub, house(tmp_path, stub.url) as there:
         for _ in range(5):
             await there.accepted()
-            await asyncio.sleep(REST_SECONDS * 1.2)
+            await asyncio.sleep(REST_SECONDS * 2)
         assert any(asked.on_connection for asked in stub.decisions)
 
 
