@@ -26,6 +26,7 @@ from enhanced_agent_bus.transports.access import Access, plain, secrets_of
 
 CONNECT_SECONDS_MAX: Final = 5
 TRIES: Final = 4  # to hear why a server lets nobody in
+BROKEN: Final = (ConnectionResetError, BrokenPipeError, ConnectionAbortedError)  # by the other side
 LET_GO_SECONDS_MAX: Final = 2.0
 RETRY_SECONDS: Final = (0.02, 2.0)  # first and longest pause between two attempts
 PENDING_BYTES: Final = 8 * 1024 * 1024  # on their way into the socket; beyond, whoever sends waits
@@ -223,12 +224,12 @@ class Line:
         for _ in range(TRIES):
             try:
                 return await self._connect_once(server)
-            except (ConnectionResetError, nats.errors.UnexpectedEOF) as error:
+            except (*BROKEN, nats.errors.UnexpectedEOF) as error:
                 last = error
         raise self._refused(server, last)
 
     async def _connect_once(self, server: SplitResult) -> Client:
-        """Raises: TransportAway, ConfigInvalid; ConnectionResetError and UnexpectedEOF, when nothing was said."""
+        """Raises: TransportAway, ConfigInvalid; one of BROKEN and UnexpectedEOF, when nothing was said."""
         client, seen, options = Client(), list[Exception](), self._access.options()
         user, password = secrets_of(server)
 
@@ -273,7 +274,7 @@ class Line:
         except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
             await _let_go(client)
             first = seen[-1] if seen else error
-            if isinstance(first, ConnectionResetError | nats.errors.UnexpectedEOF):
+            if isinstance(first, (*BROKEN, nats.errors.UnexpectedEOF)):
                 raise first from None
             raise self._refused(server, first) from None
         except asyncio.CancelledError:
