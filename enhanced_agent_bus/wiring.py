@@ -42,6 +42,7 @@ from enhanced_agent_bus.road.nodes import Joined
 from enhanced_agent_bus.routing.registry import Registry
 from enhanced_agent_bus.settings import ALONE, EMBEDDED, Policy, Settings, load_settings
 from enhanced_agent_bus.settings import Transport as TransportSettings
+from enhanced_agent_bus.weakenings import WEAKENINGS
 from enhanced_agent_bus.witness.keeper import Keeper
 from enhanced_agent_bus.witness.newest import Newest
 from enhanced_agent_bus.witness.places import require_outside, witness_at
@@ -164,10 +165,11 @@ async def _build(
             f"strict is set and no witness took the newest checkpoint ({why})",
             remedy="have one of them answer, name another in audit.witnesses, or open the bus without strict",
         )
-    if settings.strict and bus.security_state():
+    if settings.strict and (weak := bus.security_state()):
+        remedies = [f"{name}: {WEAKENINGS[name].remedy}" for name in weak]
         raise ConfigInvalid(
-            f"strict is set and these weakenings are in force: {', '.join(bus.security_state())}",
-            remedy="remove each of them, or open the bus without strict",
+            f"strict is set and these weakenings are in force: {', '.join(weak)}",
+            remedy="; ".join([*remedies, "or open the bus without strict"]),
         )
     await bus.start()
     if isinstance(witnesses, Keeper):

@@ -17,7 +17,7 @@ import pytest
 PACKAGE: Final = "enhanced_agent_bus"
 FOLDER: Final = Path(__file__).resolve().parent.parent / PACKAGE
 
-VALUES: Final = frozenset({"message", "verdict", "outcome", "errors"})
+VALUES: Final = frozenset({"message", "verdict", "outcome", "errors", "weakenings"})
 STATIONS: Final = frozenset({"admission", "routing", "delivery", "recovery", "deliberation", "retention"})
 FILLERS: Final = frozenset({"engines", "ledger", "transports"})
 SHOWN: Final = VALUES | {"ports", "settings", "agent", "bus", "clock", "control", "wiring", "_share"}
@@ -28,6 +28,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "verdict": VALUES,
     "outcome": VALUES,
     "errors": VALUES,
+    "weakenings": VALUES,
     "settings": VALUES,
     "ports": VALUES,
     "clock": VALUES,

@@ -1,9 +1,13 @@
-"""Codes and weakenings in a few words each, for who has never seen the product. `docs/refusals` has the rest."""
+"""Codes and states in a few words each, for who has never seen the product. `docs/refusals` has the rest."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
+
+from enhanced_agent_bus.weakenings import WEAKENINGS
+
+__all__ = ["CANNOT_EXCLUDE", "CODES", "STATES", "WEAKENINGS"]
 
 CODES: Final[Mapping[str, str]] = {
     "policy_denied": "the policy was asked and said no",
@@ -39,22 +43,6 @@ CODES: Final[Mapping[str, str]] = {
     "breaker_open": "the recipient had failed too often, and was given a rest",
     "no_reply": "the handler gave no reply",
     "reply_refused": "the reply was refused",
-}
-WEAKENINGS: Final[Mapping[str, str]] = {
-    "constitution_folder": "the constitution was taken from a folder, which nobody has signed",
-    "unsigned_constitution": "the constitution is a bundle that nobody has signed",
-    "no_witness": "no witness elsewhere signs this log's checkpoints: keep one, to prove that nothing was cut off",
-    "witness_behind": "no witness elsewhere has the newest checkpoints yet",
-    "witness_contradicts": "a witness has a checkpoint that is not of this log",
-    "short_retention": "what stands beside records is kept for a short time only",
-    "memory_ledger": "the log is kept in memory and is gone at the end",
-    "fixed_clock": "policies saw a clock that was set by hand",
-    "policy_server_trusted": "decisions come from a policy server whose word is taken",
-    "policy_server_version": "the policy server is another version of OPA",
-    "policy_server_data": "the policy server's data is not that of the active constitution",
-    "policy_server_modules": "the policy server's rules are not those of the active constitution",
-    "policy_server_schemas": "the policy server does not check the constitution's schemas",
-    "nats_sync": "messages that NATS took may be lost with its disk",
 }
 #: What a verification without an outside checkpoint cannot rule out.
 CANNOT_EXCLUDE: Final[Mapping[str, str]] = {

@@ -181,6 +181,7 @@ async def test_strict_refuses_every_weakening(tmp_path: Path) -> None:
         async with small_bus(tmp_path, home="strict", strict=True):
             pass
     assert "constitution_folder" in str(caught.value)
+    assert "no_witness: name one in audit.witnesses; or open the bus without strict" in caught.value.remedy
     async with small_bus(tmp_path) as bus:
         state = bus.status().security_state
         assert state == sorted(state)
