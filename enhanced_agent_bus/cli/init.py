@@ -63,10 +63,12 @@ def init(
     if new_log:
         _say_begun(session, asyncio.run(_new_log(_home_in(session, folder))))
         return
+    from enhanced_agent_bus.ledger.home import HOME_MODE
+
     explicit = session.home != Path(DEFAULT_HOME)
     home = session.home if explicit else folder / DEFAULT_HOME
     written = write_starter(folder, home)
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=HOME_MODE, parents=True, exist_ok=True)
     policies = os.path.relpath(folder / "policies", home)
     (home / "eab.toml").write_text(f"[constitution]\npath = {json.dumps(policies)}\n", encoding="utf-8")
     try:

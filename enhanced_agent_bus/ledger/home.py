@@ -42,6 +42,8 @@ _MADE_HERE = frozenset(
 _NO_DOUBT = -1
 PENDING = "new_log"  # in home.json: what a new log that is being made will declare as lost
 _NEXT_KEY = "log.key.next"  # the key that a rotation is about to begin with
+#: A home holds what agents say to each other: it is for the user who made it, until somebody says otherwise.
+HOME_MODE = 0o700
 _NODE_KEY = "node.key"  # signs letters to other nodes
 _NODE_VKEY = "node.vkey"
 
@@ -228,7 +230,7 @@ def open_home(path: str | Path, *, make: bool = True, bus: str | None = None) ->
             raise ConfigInvalid(f"there is no home at {folder}", remedy="make one with `eab init`, or name another")
         missing = [place for place in (folder, *folder.parents) if not place.exists()]
         try:
-            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+            folder.mkdir(mode=HOME_MODE, parents=True, exist_ok=True)
             for place in reversed(missing):
                 sync_folder(place.parent)
         except OSError as error:

@@ -45,11 +45,12 @@ async def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
 
 
 async def test_new_home_has_names_keys_and_a_checkpoint(tmp_path: Path) -> None:
-    """A home is made with its names, a private key for its owner alone, a public key, and a first checkpoint."""
+    """A home is made for its owner alone, with its names, a private key, a public key, and a first checkpoint."""
     home = tmp_path / "a" / "home"
     ledger = await open_ledger(home)
     names = json.loads((home / "home.json").read_text())
     assert (names["bus"], names["node"]) == (ledger.bus, ledger.node)
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
     assert stat.S_IMODE((home / "keys" / "log.key").stat().st_mode) == 0o600
     verifier = Verifier.from_vkey((home / "keys" / "log.vkey").read_text())
     assert verifier.name == f"{ledger.bus}/{ledger.node}"
