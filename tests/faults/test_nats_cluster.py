@@ -8,15 +8,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from enhanced_agent_bus import AgentBus
+from enhanced_agent_bus import AgentBus, ConfigInvalid, open_bus
 from enhanced_agent_bus.transports.access import Access
 from enhanced_agent_bus.transports.nats import NatsTransport, open_nats
-from tests.developer import Inbox, adds_up, log, small_bus, until
+from tests.acceptance.test_witnesses import signed_bundle
+from tests.developer import PATIENT, Inbox, adds_up, log, small_bus, until
 from tests.nats_server import NatsCluster, cluster
 
 LETTERS = "EAB_eab"
@@ -136,3 +138,45 @@ async def test_what_is_known_is_said_per_server(tmp_path: Path) -> None:
         dead = next(server for server in servers.servers if server is not leader)
         dead.kill()  # other streams may have to elect a leader now, which is waited for
         assert f"{dead.name} did not say" in await sync_of(servers, [one, two, three])
+
+
+async def test_a_strict_bus_runs_on_a_cluster_and_starts_only_on_a_whole_one(tmp_path: Path) -> None:
+    """Signed constitution, pinned nodes, witnesses, three servers that sync: nothing is weak.
+
+    With one of them dead what runs goes on, and what starts is refused until it is back.
+    """
+    bundle = signed_bundle(tmp_path)
+    believed = {name: tmp_path / name / "keys" / "node.vkey" for name in ("a", "b")}
+
+    def at(servers: NatsCluster, home: str, *, strict: bool) -> AbstractAsyncContextManager[AgentBus]:
+        pinned = {"nodes": [str(path) for path in believed.values()]} if strict else {}
+        return open_bus(
+            tmp_path / home,
+            constitution={"path": bundle, "trust": [str(tmp_path / "policy.pub")]},
+            strict=strict,
+            transport=joined(servers, lease_seconds=20, **pinned),
+            audit={"witnesses": [f"file:{tmp_path}/{home}.notes"]},
+            policy=PATIENT,
+        )
+
+    with cluster(tmp_path / "servers") as servers:
+        for home in believed:
+            async with at(servers, home, strict=False):
+                pass  # makes its keys
+        async with at(servers, "a", strict=True) as a:
+            async with at(servers, "b", strict=True) as b:
+                assert [a.security_state(), b.security_state()] == [[], []]
+                await b.register("booker", Inbox(), tenant="acme")
+                desk = await a.register("desk", tenant="acme")
+                await seen(a, "booker")
+                assert (await (await desk.send("booker")).outcome(timeout=30)).state == "delivered"
+                dead = servers.servers[0] if servers.servers[1] is servers.leader(LETTERS) else servers.servers[1]
+                await asyncio.to_thread(dead.kill)
+                assert (await (await desk.send("booker")).outcome(timeout=60)).state == "delivered"
+            with pytest.raises(ConfigInvalid, match="nats_sync"):
+                async with at(servers, "b", strict=True):
+                    pass
+            await asyncio.to_thread(dead.start)
+            await until(lambda: servers.is_ready(dead), 60)
+            async with at(servers, "b", strict=True) as b:
+                assert b.security_state() == []
