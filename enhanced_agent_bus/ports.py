@@ -515,10 +515,14 @@ class Ledger(Protocol):
 class Letter(NamedTuple):
     """What one node gives to another. Two letters of one id into one box are one letter, as long as the window is.
 
+    Several nodes may serve one box. The first word of a box is its kind, and each kind has room of its own: what an
+    agent is sent is settled once there was room for a reply ("node.") and for word of its end ("notices."), a reply
+    once there was room for word of its end, and that at once; so a box that nobody empties holds up no other kind.
+
     A server that is started again may not know any longer what was settled before; then `Handed.times` says so.
     """
 
-    box: str  # who it is for: "agent.<id>" or "node.<name>" ([A-Za-z0-9._-]{1,160}); several nodes may serve one box
+    box: str  # who it is for: "agent.<id>", "node.<name>" or "notices.<name>" ([A-Za-z0-9._-]{1,160})
     id: str  # [!-~]{1,256}
     body: bytes
 

@@ -19,7 +19,7 @@ import pytest
 BINARY: Final = Path(__file__).resolve().parent.parent / ".tools" / "bin" / "nats-server"
 READY_SECONDS_MAX: Final = 60.0
 STOP_SECONDS_MAX: Final = 10.0
-#: Each bus reserves a gibibyte; nothing takes it from the disk before there is something in it.
+#: Each bus reserves 1.3 GiB; nothing takes it from the disk before there is something in it.
 JETSTREAM: Final = "jetstream {{ store_dir: {store!r}, sync_interval: {sync}, max_file_store: 1000G }}"
 
 

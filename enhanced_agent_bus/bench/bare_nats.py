@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -120,7 +120,7 @@ async def stored_rate(url: str, body: bytes, count: int, in_flight: int) -> floa
         return count / seconds
 
 
-async def stored(url: str, stream_name: str) -> int:
-    """How many messages a stream has taken since it was made."""
+async def stored(url: str, names: Iterable[str]) -> int:
+    """How many messages streams have taken since they were made."""
     async with stream_of(url) as stream:
-        return int((await stream.stream_info(stream_name)).state.last_seq)
+        return sum([int((await stream.stream_info(name)).state.last_seq) for name in names])

@@ -21,6 +21,7 @@ from enhanced_agent_bus.bench.letters import a_letter, opening_us, sealing_us
 from enhanced_agent_bus.bench.nodes import Sender, node, pair, routes, sender
 from enhanced_agent_bus.bench.receiving import BARE, Receiver, receiving
 from enhanced_agent_bus.bench.workload import Load
+from enhanced_agent_bus.transports.subjects import KINDS, letters_stream
 
 ROW: Final = "nats"
 IN_FLIGHT: Final = 64
@@ -54,6 +55,7 @@ async def joined(binary: str, folder: Path, scale: Scale) -> list[Figure]:
 async def _one_process(server: Server, constitution: Path, place: Path, runs: int, count: int) -> list[Figure]:
     """Two nodes here, with ledgers in memory and then on disk, beside two connections of nats-py."""
     bare, memory, durable, loads = [], [], [], routes(count)
+    streams = [letters_stream("memory", kind) for kind in KINDS]
     async with (
         pair(None, constitution, server, "memory", loads) as in_memory,
         pair(place, constitution, server, "durable", loads) as on_disk,
@@ -61,9 +63,9 @@ async def _one_process(server: Server, constitution: Path, place: Path, runs: in
     ):
         for _ in range(runs + 1):  # the first turn only warms them
             bare.append(await bare_rate(server.url, loads, count, IN_FLIGHT))
-            before = await stored(server.url, "EAB_memory")
+            before = await stored(server.url, streams)
             memory.append(await in_memory.rate(count, IN_FLIGHT))
-            letters = await stored(server.url, "EAB_memory") - before
+            letters = await stored(server.url, streams) - before
             durable.append(await on_disk.rate(count, IN_FLIGHT))
     bare, memory, durable = bare[1:], memory[1:], durable[1:]
     what = "governed request/reply between two nodes on JetStream"

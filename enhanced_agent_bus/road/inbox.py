@@ -24,14 +24,14 @@ from enhanced_agent_bus.road.desk import Desk
 from enhanced_agent_bus.road.endings import Endings
 from enhanced_agent_bus.road.hearing import Hearing
 from enhanced_agent_bus.road.inquiries import Inquiries
-from enhanced_agent_bus.road.outbox import Outbox, agent_box, node_box
+from enhanced_agent_bus.road.outbox import Outbox, agent_box, node_box, notices_box
 from enhanced_agent_bus.road.receiving import Receiving
 from enhanced_agent_bus.road.replies import Replies
 from enhanced_agent_bus.road.rescue import Rescue
 from enhanced_agent_bus.road.roster import Roster
 from enhanced_agent_bus.road.sending import Sending
 
-AT_ONCE: Final = 256  # letters to this node itself that are under way
+AT_ONCE: Final = 256  # letters of each kind to this node itself that are under way
 WORKING_SECONDS: Final = 2.0  # between two words to the transport that a letter is still worked on
 
 logger = logging.getLogger(__name__)
@@ -65,8 +65,8 @@ class Inbox:
 
     async def start(self) -> None:
         """Hears of letters to this node. Raises: TransportAway."""
-        box = node_box(self._roster.node)
-        self._stops[box] = await self._transport.serve(box, self._take_mail, at_once=AT_ONCE)
+        for box in (notices_box(self._roster.node), node_box(self._roster.node)):
+            self._stops[box] = await self._transport.serve(box, self._take_mail, at_once=AT_ONCE)
         self._outbox.own(self._say_working(), "eab-working")
 
     async def serve(self, agent_id: str) -> None:

@@ -16,7 +16,7 @@ from enhanced_agent_bus.message import Envelope
 from enhanced_agent_bus.outcome import END_STATES
 from enhanced_agent_bus.ports import Letter
 from enhanced_agent_bus.road.desk import Desk
-from enhanced_agent_bus.road.outbox import NONCE_BYTES, Outbox, node_box
+from enhanced_agent_bus.road.outbox import NONCE_BYTES, Outbox, node_box, notices_box
 
 ANSWER_SECONDS: Final = 5.0  # for another node to say whether a message is open
 
@@ -81,5 +81,5 @@ class Inquiries:
             question.nonce,
         )
         node = question.origin.rpartition("/")[2]
-        await self._outbox.post(Letter(node_box(node), f"answer={question.nonce}", seal_answer(self._signer, said)))
+        await self._outbox.post(Letter(notices_box(node), f"answer={question.nonce}", seal_answer(self._signer, said)))
         return True

@@ -40,8 +40,13 @@ def agent_box(agent_id: str) -> str:
 
 
 def node_box(node: str) -> str:
-    """Where notices and replies for a node go."""
+    """Where replies and questions for a node go: what it has to answer with a notice."""
     return f"node.{node}"
+
+
+def notices_box(node: str) -> str:
+    """Where notices and answers for a node go, which it settles without a letter of its own."""
+    return f"notices.{node}"
 
 
 class Outbox:
@@ -262,7 +267,7 @@ class Outbox:
         """The id of one alone is the same when it is told again; that of several is used once, as nonces are."""
         first = notices[0]
         letter_id = f"{first.decision_id}={first.seq}" if len(notices) == 1 else f"notices={first.nonce}"
-        return Letter(node_box(node), letter_id, seal_notices(self._signer, notices))
+        return Letter(notices_box(node), letter_id, seal_notices(self._signer, notices))
 
     async def tell_again(self, node: str, parcel: Parcel, stored: StoredMessage) -> None:
         """The same of a message that ended before, in a letter of its own: the first one may have come too early."""
@@ -270,7 +275,7 @@ class Outbox:
         seq = self._desk.ledger.newest_outcome(stored.envelope.id)
         notice = self.notice(parcel, outcome, stored.seq if seq is None else seq)
         letter_id = f"{notice.decision_id}={notice.seq}={notice.nonce}"
-        await self.post(Letter(node_box(node), letter_id, seal_notice(self._signer, notice)))
+        await self.post(Letter(notices_box(node), letter_id, seal_notice(self._signer, notice)))
 
 
 def _end(told: list[tuple[Notice, asyncio.Future[None]]], error: BusError | None) -> None:

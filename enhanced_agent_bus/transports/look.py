@@ -16,7 +16,9 @@ from enhanced_agent_bus.transports.line import Line
 from enhanced_agent_bus.transports.monitor import said_at
 from enhanced_agent_bus.transports.server import Weakness, weaknesses
 from enhanced_agent_bus.transports.subjects import (
+    AGENTS,
     INFO,
+    KINDS,
     bucket_name,
     bucket_stream,
     inbox_front,
@@ -35,7 +37,7 @@ class Seen(NamedTuple):
     weaknesses: list[Weakness]
     bus_id: str | None  # None, where no node has opened that bus yet
     letters: int  # that nobody has settled yet
-    filled: float  # how much of the room for letters they take, from 0 to 1
+    filled: float  # how much of the room for letters they take, from 0 to 1; of the kind that has least left
     ahead_seconds: float | None  # of the server's clock before ours
 
 
@@ -62,20 +64,21 @@ async def _look(line: Line, access: Access, bus: str, replicas: int, monitor: st
     await asked(line, INFO)
     milliseconds = (time.perf_counter() - began) * 1000
     before = time.time()
-    letters = await _info(line, letters_stream(bus))
+    first = await _info(line, letters_stream(bus))
     after = time.time()
-    names = [bucket_name(bus, bucket) for bucket in BUCKETS]
-    kept = [letters, *[await _info(line, bucket_stream(name)) for name in names]]
-    streams = [one for one in kept if one is not None]
-    item = None if letters is None else await NatsBucket(line, bucket_name(bus, "bus"), set()).get("id")
+    others = [await _info(line, letters_stream(bus, kind)) for kind in KINDS if kind != AGENTS]
+    letters = [one for one in (first, *others) if one is not None]
+    kept = [await _info(line, bucket_stream(bucket_name(bus, bucket))) for bucket in BUCKETS]
+    streams = [*letters, *(one for one in kept if one is not None)]
+    item = None if first is None else await NatsBucket(line, bucket_name(bus, "bus"), set()).get("id")
     return Seen(
         version=str(line.info.get("version", "")),
         milliseconds=milliseconds,
         weaknesses=weaknesses(access, line.info, streams, await said_at(monitor, access), replicas),
         bus_id=None if item is None or item.value is None else item.value.decode(),
-        letters=0 if letters is None else int(letters["state"]["messages"]),
-        filled=0.0 if letters is None else _filled(letters),
-        ahead_seconds=None if letters is None else _ahead(letters, before, after),
+        letters=sum(int(one["state"]["messages"]) for one in letters),
+        filled=max(map(_filled, letters), default=0.0),
+        ahead_seconds=None if first is None else _ahead(first, before, after),
     )
 
 

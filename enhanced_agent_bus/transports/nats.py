@@ -1,13 +1,14 @@
-"""NATS JetStream: one stream a bus for its letters, a durable pull consumer a box, a key-value store a bucket.
+"""NATS JetStream: a stream for each kind of boxes, a durable pull consumer a box, a key-value store a bucket.
 
-The stream is a work queue: a letter leaves it when it is settled, so that what fills it is only what nobody has dealt
+A stream is a work queue: a letter leaves it when it is settled, so that what fills it is only what nobody has dealt
 with, and a full stream refuses the next letter instead of dropping the oldest. With a stream that keeps what is
 settled, either age would remove letters that nobody has read yet, or settled ones would fill it.
 
 The price: what the server knows of duplicates is in its memory once they are settled. One that was started again is
 told by its new id, and `times` of what it took within the window before that counts from two. Which server that is
-stands in a bucket of its own. In a cluster it is the leader of the letters' stream that has to know them: one that was
-elected since is treated like a server that was started again, for it may be.
+stands in a bucket of its own. In a cluster it is the leader of the stream that has to know them: one that was
+elected since is treated like a server that was started again, for it may be. That is looked at for agents' letters; of
+the others, which run no handler, nothing is known there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import itertools
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import orjson
@@ -42,10 +44,12 @@ from enhanced_agent_bus.transports.monitor import Said, said_at
 from enhanced_agent_bus.transports.names import checked_box, checked_bucket, checked_bus, checked_letter, token
 from enhanced_agent_bus.transports.server import Weakness, weaknesses
 from enhanced_agent_bus.transports.subjects import (
+    AGENTS,
     INFO,
     SERVERS,
     bucket_name,
     inbox_front,
+    kind_of,
     letters_front,
     letters_stream,
     stream_create,
@@ -53,7 +57,9 @@ from enhanced_agent_bus.transports.subjects import (
     stream_update,
 )
 
-STREAM_BYTES_MAX: Final = 1024**3
+STREAM_BYTES_MAX: Final = 1024**3  # for what goes to agents
+#: For the rest: replies and questions, settled once there was room for a notice; and what needs no room to be settled.
+OTHER_BYTES_MAX: Final = {"node": 256 * 1024**2, "notices": 64 * 1024**2}
 LETTER_BYTES_MAX: Final = 16 * 1024**2
 HEADERS_BYTES_MAX: Final = 2048  # a box of 160 characters and an id of 256, as headers
 ANSWER_SECONDS_MAX: Final = 5.0
@@ -78,7 +84,6 @@ class NatsTransport:
         self._access = access
         self._bus = checked_bus(bus)
         self._stream = letters_stream(bus)
-        self._front = letters_front(bus)
         self._ack_seconds = ack_seconds
         self._dedup_seconds = dedup_seconds
         self._replicas = replicas
@@ -116,20 +121,20 @@ class NatsTransport:
                 remedy="raise max_payload in the server's configuration, or lower limits.payload_bytes",
             )
         try:
-            await published(self._line, f"{self._front}{box}", letter.body, {ID_HEADER: f"{box}/{letter.id}"})
+            await published(self._line, self._subject(letter.box), letter.body, {ID_HEADER: f"{box}/{letter.id}"})
         except ApiError as error:
             raise away(self._line, error) from None
 
     async def serve(self, box: str, take: Callable[[Handed], None], *, at_once: int) -> Callable[[], Awaitable[None]]:
         serving = Serving(
             self._line,
-            self._stream,
-            checked_box(box),
+            letters_stream(self._bus, kind_of(checked_box(box))),
+            box,
             take,
-            subject=f"{self._front}{token(box)}",
+            subject=self._subject(box),
             at_once=at_once,
             ack_seconds=self._ack_seconds,
-            certain_us=lambda: self._certain_us,
+            certain_us=partial(self._certain, kind_of(box)),
         )
         if self._closed:
             raise TransportAway(f"{self.url} is closed")
@@ -147,6 +152,12 @@ class NatsTransport:
                 await end()
                 raise away(self._line, error) from None
         return end
+
+    def _subject(self, box: str) -> str:
+        return f"{letters_front(self._bus, kind_of(box))}{token(box)}"
+
+    def _certain(self, kind: str) -> float:
+        return math.inf if kind != AGENTS and self._elects else self._certain_us
 
     async def bucket(self, name: str) -> NatsBucket:
         return await self._bucket(checked_bucket(name))
@@ -183,7 +194,8 @@ class NatsTransport:
         """Raises: ConfigInvalid, TransportAway."""
         try:
             await asked(self._line, INFO)
-            await self._ensure(self._letters(stream_bytes))
+            for kind, size in {AGENTS: stream_bytes, **OTHER_BYTES_MAX}.items():
+                await self._ensure(self._letters(kind, size))
             await self._look_at_server()
         except ApiError as error:
             if self._elects and error.code == UNAVAILABLE and error.number not in NOT_ENABLED:
@@ -232,10 +244,10 @@ class NatsTransport:
             remedy="give the account more room or rights, or take another server",
         )
 
-    def _letters(self, stream_bytes: int) -> dict[str, Any]:
+    def _letters(self, kind: str, stream_bytes: int) -> dict[str, Any]:
         return {
-            "name": self._stream,
-            "subjects": [f"{self._front}*"],
+            "name": letters_stream(self._bus, kind),
+            "subjects": [f"{letters_front(self._bus, kind)}*"],
             "retention": "workqueue",
             "discard": "new",
             "storage": "file",

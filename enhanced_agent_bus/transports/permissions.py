@@ -16,6 +16,7 @@ from enhanced_agent_bus.transports.subjects import (
     ACK,
     API,
     INFO,
+    KINDS,
     SERVERS,
     bucket_front,
     bucket_name,
@@ -41,9 +42,12 @@ class Permissions(NamedTuple):
 
 def permissions(bus: str) -> Permissions:
     """Of one node of the bus of that name. Raises: ValueError, when it cannot be one."""
-    letters = letters_stream(checked_bus(bus))
-    asked = [INFO, *_kept(letters), stream_update(letters), consumer_next(letters, "*")]
-    said = [f"{letters_front(bus)}*", f"{ACK}{letters}.>", f"{ACK}*.*.{letters}.>"]
+    checked_bus(bus)
+    asked, said = [INFO], []
+    for kind in KINDS:
+        letters = letters_stream(bus, kind)
+        asked += [*_kept(letters), stream_update(letters), consumer_next(letters, "*")]
+        said += [f"{letters_front(bus, kind)}*", f"{ACK}{letters}.>", f"{ACK}*.*.{letters}.>"]
     for bucket in (*BUCKETS, SERVERS):
         name = bucket_name(bus, bucket)
         asked += [*_kept(bucket_stream(name)), message_get(bucket_stream(name))]
@@ -52,7 +56,7 @@ def permissions(bus: str) -> Permissions:
 
 
 def _kept(stream: str) -> list[str]:
-    """The first node makes it; of the letters' one a node that needs a longer duplicate window raises that."""
+    """The first node makes it; of the letters' ones a node that needs a longer duplicate window raises that."""
     return [stream_info(stream), stream_create(stream), consumer_create(stream, "*")]
 
 

@@ -14,15 +14,26 @@ SERVERS: Final = "own-servers"
 
 INFO: Final = "INFO"
 
+AGENTS: Final = "agent"
+#: The kinds of boxes (ports.Letter), each with a stream of its own: how its name and its subjects begin.
+_KINDS: Final = {AGENTS: ("EAB", "box"), "node": ("EAB-NODES", "node"), "notices": ("EAB-NOTICES", "notices")}
+KINDS: Final = tuple(_KINDS)
 
-def letters_stream(bus: str) -> str:
-    """The stream with the letters of a bus."""
-    return f"EAB_{bus}"
+
+def kind_of(box: str) -> str:
+    """The kind of a box; of one that is called otherwise, that of the agents'."""
+    kind = box.partition(".")[0]
+    return kind if kind in _KINDS else AGENTS
 
 
-def letters_front(bus: str) -> str:
+def letters_stream(bus: str, kind: str = AGENTS) -> str:
+    """The stream with the letters of a bus in boxes of one kind."""
+    return f"{_KINDS[kind][0]}_{bus}"
+
+
+def letters_front(bus: str, kind: str = AGENTS) -> str:
     """Before the token of a box."""
-    return f"eab.{bus}.box."
+    return f"eab.{bus}.{_KINDS[kind][1]}."
 
 
 def inbox_front(bus: str) -> str:

@@ -132,7 +132,8 @@ def test_permissions_are_printed_for_the_bus_of_the_home(tmp_path: Path, capsys:
     assert run_command(["--home", str(tmp_path), "nats", "permissions", "--nsc", "node-1"]) == 0
     command = capsys.readouterr().out
     assert shlex.split(command)[:5] == ["nsc", "edit", "user", "--name", "node-1"]
-    assert [word for word in shlex.split(command) if "eab.shop." in word] == ["eab.shop.box.*", "eab.shop.inbox.>"]
+    subjects = [word for word in shlex.split(command) if "eab.shop." in word]
+    assert subjects == ["eab.shop.box.*", "eab.shop.node.*", "eab.shop.notices.*", "eab.shop.inbox.>"]
     assert run_command(["nats", "permissions", "--bus", "a b"]) == 2
     assert "no name of a bus" in capsys.readouterr().err
 
