@@ -29,6 +29,9 @@ SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist worksteal
 WITH_GO := $(CURDIR)/$(BIN)/python $(CURDIR)/tools/with_go.py
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
+# What does not wait for another is done beside it.
+MAKEFLAGS += --jobs=2
+
 .PHONY: help setup demo test lint go-test fuzz soak bench figures clean
 .DELETE_ON_ERROR:
 .SUFFIXES:
