@@ -25,7 +25,7 @@ from enhanced_agent_bus.transports.jetstream import (
     number_of,
     published,
 )
-from enhanced_agent_bus.transports.line import Line
+from enhanced_agent_bus.transports.line import ELECTION_SECONDS_MAX, Line
 from enhanced_agent_bus.transports.names import checked_key
 from enhanced_agent_bus.transports.subjects import bucket_front, bucket_stream, consumer_create, message_get
 
@@ -165,7 +165,7 @@ class Watch:
     async def begin(self) -> None:
         """Tells of all that there is. Raises: TransportAway."""
         try:
-            await self._start()
+            await self._first()
             while not self._complete.done():
                 before = self._sign
                 await asyncio.wait([self._complete], timeout=HEARTBEAT_SECONDS)
@@ -176,6 +176,19 @@ class Watch:
             raise away(self._line, error) from None
         if self._line.connected and self._task is None:
             self._task = self._line.run(self._run())
+
+    async def _first(self) -> None:
+        """In a cluster a consumer can be put on a server that has just died: then another try finds another one."""
+        deadline = self._loop.time() + ELECTION_SECONDS_MAX
+        while True:
+            try:
+                await self._start()
+            except TransportAway:
+                if not self._line.elects or self._loop.time() > deadline:
+                    raise
+                await self._leave()
+            else:
+                return
 
     def up(self) -> None:
         if not self._ended and self._task is None:
@@ -203,14 +216,17 @@ class Watch:
     async def _run(self) -> None:
         while self._task is asyncio.current_task():
             await self._silence()
-            subscription, self._subscription = self._subscription, None
-            if subscription is not None:
-                await _unsubscribed(subscription)
+            await self._leave()
             try:
                 await self._start()
             except (TransportAway, ApiError):
                 self._anew.set()
                 await asyncio.sleep(RETRY_SECONDS)
+
+    async def _leave(self) -> None:
+        subscription, self._subscription = self._subscription, None
+        if subscription is not None:
+            await _unsubscribed(subscription)
 
     async def _silence(self) -> None:
         """Returns when it has to begin anew."""

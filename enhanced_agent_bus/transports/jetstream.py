@@ -21,6 +21,8 @@ NOT_FOUND: Final = 404
 WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
 NOT_ENABLED: Final = frozenset({10039, 10076})  # for this account; at all
 STREAM_EXISTS: Final = 10058
+#: Of a cluster: incomplete; without a leader; asked of a server that no longer leads. It passes.
+ELECTING: Final = frozenset({10004, 10008, 10009})
 
 _OLD_TOKENS: Final = 9  # of an ack subject without domain and account
 
@@ -45,7 +47,7 @@ class Number(NamedTuple):
 
 
 def answer_of(message: Msg) -> dict[str, Any]:
-    """The JSON of an answer. Raises: ApiError, TransportAway (when it is none)."""
+    """The JSON of an answer. Raises: ApiError; TransportAway, when it is none, or an election goes on."""
     try:
         answer = orjson.loads(message.data)
     except orjson.JSONDecodeError:
@@ -53,7 +55,10 @@ def answer_of(message: Msg) -> dict[str, Any]:
     if not isinstance(answer, dict):
         raise TransportAway("what answers in JetStream's place is not JetStream")
     if error := answer.get("error"):
-        raise ApiError(error)
+        refused = ApiError(error)
+        if refused.number in ELECTING:
+            raise TransportAway(f"JetStream has no leader: {refused}", remedy="it may pass; see that its servers run")
+        raise refused
     return answer
 
 

@@ -26,6 +26,7 @@ from enhanced_agent_bus.transports.access import Access, plain, secrets_of
 
 CONNECT_SECONDS_MAX: Final = 5
 TRIES: Final = 4  # to hear why a server lets nobody in
+ELECTION_SECONDS_MAX: Final = 15.0  # until the servers of a cluster have chosen who leads a stream
 BROKEN: Final = (ConnectionResetError, BrokenPipeError, ConnectionAbortedError)  # by the other side
 LET_GO_SECONDS_MAX: Final = 2.0
 RETRY_SECONDS: Final = (0.02, 2.0)  # first and longest pause between two attempts
@@ -82,6 +83,11 @@ class Line:
     @property
     def connected(self) -> bool:
         return self._client is not None
+
+    @property
+    def elects(self) -> bool:
+        """Whether the server is one of a cluster, which takes some seconds to choose who leads a stream."""
+        return self.connected and bool(self.info.get("cluster"))
 
     async def open(self) -> None:
         """Connects to the first server that answers. Raises: TransportAway; ConfigInvalid, when it lets nobody in."""

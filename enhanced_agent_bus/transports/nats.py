@@ -39,7 +39,7 @@ from enhanced_agent_bus.transports.jetstream import (
     away,
     published,
 )
-from enhanced_agent_bus.transports.line import Line, NobodyAnswers
+from enhanced_agent_bus.transports.line import ELECTION_SECONDS_MAX, Line, NobodyAnswers
 from enhanced_agent_bus.transports.monitor import Said, said_at
 from enhanced_agent_bus.transports.names import checked_box, checked_bucket, checked_bus, checked_letter, token
 from enhanced_agent_bus.transports.server import Weakness, weaknesses
@@ -67,7 +67,6 @@ PING_SECONDS: Final = 2.0
 RETRY_SECONDS: Final = 0.2
 #: In a cluster: nobody tells a client that a stream has another leader, or is on another server.
 LOOK_SECONDS: Final = 5.0
-ELECTION_SECONDS_MAX: Final = 15.0
 UNAVAILABLE: Final = 503
 MONITOR_LOOKS: Final = 12  # the monitoring ports are asked each so many times
 
@@ -157,7 +156,7 @@ class NatsTransport:
         return f"{letters_front(self._bus, kind_of(box))}{token(box)}"
 
     def _certain(self, kind: str) -> float:
-        return math.inf if kind != AGENTS and self._elects else self._certain_us
+        return math.inf if kind != AGENTS and self._line.elects else self._certain_us
 
     async def bucket(self, name: str) -> NatsBucket:
         return await self._bucket(checked_bucket(name))
@@ -182,7 +181,7 @@ class NatsTransport:
                 await self._make(stream_bytes)
                 break
             except TransportAway:
-                if not self._elects or time.monotonic() > deadline:
+                if not self._line.elects or time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(RETRY_SECONDS)
         self._monitor = monitor
@@ -198,18 +197,13 @@ class NatsTransport:
                 await self._ensure(self._letters(kind, size))
             await self._look_at_server()
         except ApiError as error:
-            if self._elects and error.code == UNAVAILABLE and error.number not in NOT_ENABLED:
+            if self._line.elects and error.code == UNAVAILABLE and error.number not in NOT_ENABLED:
                 raise away(self._line, error) from None
             raise self._unfit(error) from None
         except NobodyAnswers:
-            if self._elects:
+            if self._line.elects:
                 raise
             raise self._unfit(None) from None
-
-    @property
-    def _elects(self) -> bool:
-        """Whether the server is one of a cluster, which takes some seconds to choose who leads a stream."""
-        return self._line.connected and bool(self._line.info.get("cluster"))
 
     async def _inspect(self) -> None:
         """What is weak about the server of this connection, and about its cluster; the ports may take their time."""
@@ -224,7 +218,7 @@ class NatsTransport:
         """While the servers are a cluster: its streams change places without a word to us."""
         for number in itertools.count(1):
             await asyncio.sleep(LOOK_SECONDS)
-            if not self._elects:
+            if not self._line.elects:
                 continue
             with contextlib.suppress(TransportAway, ApiError, ConfigInvalid):
                 await self._look_at_server()
@@ -296,7 +290,7 @@ class NatsTransport:
             try:
                 return await asked(self._line, what, body)
             except TransportAway:
-                if not self._elects or time.monotonic() > deadline:
+                if not self._line.elects or time.monotonic() > deadline:
                     raise
 
     async def _bucket(self, name: str) -> NatsBucket:
