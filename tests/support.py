@@ -5,7 +5,9 @@ It writes files as the documentation describes them and knows nothing of the pac
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,32 @@ def constitution_digest(folder: Path) -> str:
         for path in paths
     ]
     return hashlib.sha256(b"".join(lines)).hexdigest()
+
+
+def as_killed(live: Path, to: Path, *left_out: str) -> Path:
+    """A home as it lies there when its process is killed: a copy, made while nothing in it changed.
+
+    Args:
+        live: a home that a bus has open.
+        to: where the copy goes.
+        left_out: patterns of names that are not copied, besides sockets, which cannot be.
+    """
+    before, now = None, _looks(live)
+    while before != now:
+        shutil.rmtree(to, ignore_errors=True)
+        with suppress(shutil.Error, FileNotFoundError):  # a file that was just made is gone
+            shutil.copytree(live, to, ignore=shutil.ignore_patterns("*.sock", *left_out))
+        before, now = now, _looks(live)
+    return to
+
+
+def _looks(folder: Path) -> list[tuple[str, int, int]]:
+    found = []
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            found.append((str(path), status.st_size, status.st_mtime_ns))
+    return sorted(found)
 
 
 def _rego(head: str, body: str) -> str:

@@ -21,6 +21,7 @@ NOT_FOUND: Final = 404
 WRONG_LAST_SEQUENCE: Final = frozenset({10071, 10164})
 NOT_ENABLED: Final = frozenset({10039, 10076})  # for this account; at all
 STREAM_EXISTS: Final = 10058
+NO_PEERS: Final = 10005  # too few servers are there for so many replicas, or are not known to be there yet
 #: Of a cluster: incomplete; without a leader; asked of a server that no longer leads. It passes.
 ELECTING: Final = frozenset({10004, 10008, 10009})
 

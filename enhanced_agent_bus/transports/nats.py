@@ -31,6 +31,7 @@ from enhanced_agent_bus.transports.boxes import ID_HEADER, Serving
 from enhanced_agent_bus.transports.buckets import NatsBucket, Watch, bucket_config
 from enhanced_agent_bus.transports.jetstream import (
     NANO,
+    NO_PEERS,
     NOT_ENABLED,
     NOT_FOUND,
     STREAM_EXISTS,
@@ -289,9 +290,11 @@ class NatsTransport:
         while True:
             try:
                 return await asked(self._line, what, body)
-            except TransportAway:
-                if not self._line.elects or time.monotonic() > deadline:
+            except (TransportAway, ApiError) as error:
+                passes = isinstance(error, TransportAway) or error.number == NO_PEERS
+                if not passes or not self._line.elects or time.monotonic() > deadline:
                     raise
+                await asyncio.sleep(RETRY_SECONDS)
 
     async def _bucket(self, name: str) -> NatsBucket:
         full = bucket_name(self._bus, name)

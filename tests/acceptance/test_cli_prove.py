@@ -18,6 +18,7 @@ from enhanced_agent_bus.cli.app import run_command
 from examples.auditor.check import check
 from tests.developer import Inbox, log, small_bus
 from tests.entries import fill
+from tests.support import as_killed
 
 
 class Typed:
@@ -150,8 +151,7 @@ async def test_a_killed_bus_leaves_a_log_that_is_proved(
     running: Typed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Its home as it lies there: what no checkpoint covers yet is signed under the lock, without a constitution."""
-    left_behind = shutil.ignore_patterns("*.sock", "lock")
-    killed = Typed(shutil.copytree(running.home, tmp_path / "killed", ignore=left_behind), capsys)
+    killed = Typed(as_killed(running.home, tmp_path / "killed", "lock"), capsys)
     shutil.rmtree(killed.home / "constitutions")
     newest = log(killed.home)[-1]["seq"]
     proof = await asyncio.to_thread(killed, "audit", "prove", str(newest))

@@ -20,6 +20,7 @@ from enhanced_agent_bus.ledger.home import open_home
 from enhanced_agent_bus.ledger.lock import control_socket
 from enhanced_agent_bus.ports import AgentRow, Entry, FactChange
 from tests.entries import decision, fill, move, open_ledger, put_all, putting, until
+from tests.support import as_killed
 
 
 async def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
@@ -234,7 +235,7 @@ async def test_a_reader_leaves_the_index_of_a_bus_that_was_opened_meanwhile(tmp_
     home = tmp_path / "home"
     ledger = await open_ledger(tmp_path / "alive")
     await put_all(ledger, [decision(n) for n in range(5)])
-    shutil.copytree(tmp_path / "alive", home, ignore=shutil.ignore_patterns("*-shm", "*.sock"))
+    as_killed(tmp_path / "alive", home, "*-shm")
     await ledger.close()
     index = home / "bus.db-shm"
     with open_database(home) as database:

@@ -10,7 +10,6 @@ import json
 import marshal
 import os
 import random
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from enhanced_agent_bus.ledger import merkle
 from enhanced_agent_bus.ledger.checkpoint import Checkpoint, Signer
 from tests import entries
 from tests.developer import Inbox, small_bus
+from tests.support import as_killed
 
 BUS, NODE = "bus-1", "NODE-%s.1"  # a name that a careless pattern would stumble over
 SIGNER = Signer(f"{BUS}/{NODE}", Ed25519PrivateKey.generate())
@@ -616,7 +616,7 @@ async def test_home_of_a_killed_bus_stays_as_it_was(tmp_path: Path, started: lis
     """What lies in a -wal file only is read by others too, and no file is left that was not there."""
     ledger = await entries.open_ledger(tmp_path / "home")
     await entries.put_all(ledger, [entries.decision(number) for number in range(20)])
-    shutil.copytree(tmp_path / "home", tmp_path / "killed")
+    as_killed(tmp_path / "home", tmp_path / "killed")
     await ledger.close()
     (tmp_path / "killed" / "bus.db-shm").unlink()
     before = sorted(path.name for path in (tmp_path / "killed").iterdir())

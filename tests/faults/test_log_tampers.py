@@ -22,6 +22,7 @@ from enhanced_agent_bus.ledger.home import Home, open_home
 from enhanced_agent_bus.ledger.sqlite import SqliteLedger
 from enhanced_agent_bus.ports import Entry
 from tests.entries import decision, fill, move, open_ledger, put_all
+from tests.support import as_killed
 
 MESSAGES = 60
 VICTIM = 108  # a decision between two checkpoints
@@ -192,7 +193,7 @@ async def test_deleted_wal_is_found(tmp_path: Path) -> None:
     for number in range(20):
         (row,) = await put_all(ledger, [decision(number)])
         await put_all(ledger, [move(number, row)])
-    shutil.copytree(tmp_path / "live", tmp_path / "home")  # as it lies there when the process is killed
+    as_killed(tmp_path / "live", tmp_path / "home")
     shutil.copy(tmp_path / "home" / "checkpoint", tmp_path / "kept")
     await ledger.close()
     before = sorted(path.name for path in (tmp_path / "home").iterdir())

@@ -13,6 +13,7 @@ import pytest
 from enhanced_agent_bus.audit.homes import read_key, verify
 from enhanced_agent_bus.errors import StoreCorrupt
 from tests.entries import decision, move, open_ledger, put_all
+from tests.support import as_killed
 
 RUNS = 60
 SOAK_RUNS = 250  # of four kinds; bus.db and its -wal may have fewer places to cut
@@ -36,7 +37,7 @@ async def make_killed(folder: Path) -> Path:
     for n in range(20, 40):
         (row,) = await put_all(ledger, [decision(n)])
         await put_all(ledger, [move(n, row)])
-    shutil.copytree(folder / "live", folder / "home")
+    as_killed(folder / "live", folder / "home")
     await ledger.close()
     return folder / "home"
 
