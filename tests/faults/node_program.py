@@ -2,20 +2,23 @@
 
 `python node_program.py HOME CONSTITUTION URL send|serve RUN AHEAD`. `HOME.notes` gets a line of JSON for each message
 that was accepted, and for each handler that begins. `send` ends once all that left has an end; `serve` when it is
-killed, or its standard input ends. Its clock is AHEAD seconds ahead.
+killed, or its standard input ends. Its clock is AHEAD seconds ahead. It ends with AWAY where no server was there to
+begin with.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from contextlib import AsyncExitStack
 
-from enhanced_agent_bus import AgentBus, Message, Retry, open_bus
+from enhanced_agent_bus import AgentBus, Message, Retry, TransportAway, open_bus
 from tests.developer import PATIENT, SteppedClock, until
 from tests.faults.killed_program import note
 
 MESSAGES = 30
 SENDERS = 3
+AWAY = 3
 
 
 async def send(bus: AgentBus, home: str, run: str) -> None:
@@ -47,21 +50,27 @@ async def serve(bus: AgentBus, home: str, run: str) -> None:
     await asyncio.to_thread(sys.stdin.read)
 
 
-async def main(home: str, constitution: str, url: str, what: str, run: str, ahead: str) -> None:
-    """One life of the node."""
+async def main(home: str, constitution: str, url: str, what: str, run: str, ahead: str) -> int:
+    """One life of the node; its exit status."""
     clock = SteppedClock()
     clock.ahead_seconds = float(ahead)
     transport = {"url": url, "lease_seconds": 3}  # what a dead node had in its hands comes again after three of them
-    async with open_bus(
+    opening = open_bus(
         home,
         constitution=constitution,
         transport=transport,
         policy=PATIENT,
         clock=clock,
         limits={"expires_seconds": 86400},
-    ) as bus:
+    )
+    async with AsyncExitStack() as stack:
+        try:
+            bus = await stack.enter_async_context(opening)
+        except TransportAway:
+            return AWAY
         await (send if what == "send" else serve)(bus, home, run)
+    return 0
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    sys.exit(asyncio.run(main(*sys.argv[1:])))

@@ -17,12 +17,14 @@ from pathlib import Path
 import pytest
 
 from tests.developer import log
+from tests.faults.node_program import AWAY
 from tests.faults.test_kill import POINTS, ROOT, lines
 from tests.nats_server import NatsServer, proxy_to, running
 from tests.support import write_constitution
 
 PROGRAM = Path(__file__).with_name("node_program.py")
 SOAK_KILLS = 200
+KILLED = -9
 SEND_POINTS = [point for point in POINTS if point.startswith(("audit", "outcome"))]
 SERVE_POINTS = [point for point in POINTS if not point.startswith(("policy", "retry"))]
 AHEAD = {"send": "0", "serve": "3600"}  # one node's clock is an hour off
@@ -110,11 +112,11 @@ async def killed_now_and_then(
             while not waits.done():
                 await asyncio.wait([waits], timeout=0.2)
                 if serving.returncode is not None:
-                    done += 1
+                    done += serving.returncode == KILLED
                     again = done < kills and generator.random() < 0.7
                     serving = await nodes.start("serve", drawn(generator, SERVE_POINTS) if again else "")
-            assert waits.result() in (0, -9), nodes.errors()
-            done += waits.result() == -9
+            assert waits.result() in (0, KILLED, AWAY), nodes.errors()
+            done += waits.result() == KILLED
         last = await nodes.start("send")
         while last.returncode is None:
             await asyncio.sleep(0.1)
@@ -136,7 +138,7 @@ async def test_a_sender_that_is_killed_loses_nothing(tmp_path: Path, seed: int) 
     with running(tmp_path / "server") as server:
         nodes = Nodes(tmp_path, server)
         serving = await nodes.start("serve")
-        assert await (await nodes.start("send", drawn(generator, SEND_POINTS))).wait() == -9, nodes.errors()
+        assert await (await nodes.start("send", drawn(generator, SEND_POINTS))).wait() == KILLED, nodes.errors()
         assert await (await nodes.start("send")).wait() == 0, nodes.errors()
         assert await ended(serving) == 0, nodes.errors()
         nodes.judge()
