@@ -386,7 +386,7 @@ def _number(request: Request, name: str) -> int | None:
     if text == "":
         return None
     if not (text.isascii() and text.isdecimal() and len(text) <= SEQ_DIGITS_MAX):
-        raise HTTPException(400, f"{name} has to be a number")
+        raise HTTPException(400, f"{name} has to be a whole number, from 0")
     return int(text)
 
 
