@@ -87,7 +87,7 @@ def verify(path: Path, key: Key, outside: Note | None = None, scanning: Callable
                 hold_against(report, database)
             return report
     except (sqlite3.DatabaseError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        report = Report()
+        report = Report(completeness="bad")  # of what cannot be read nothing can be said to be there
         report.blame("integrity", Bad(0, 0, None, "altered", f"it cannot be read: {error!r}"))
         return report
 

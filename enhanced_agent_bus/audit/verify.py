@@ -60,8 +60,9 @@ class Report:
         return self.first_bad is None and "bad" not in (self.integrity, self.completeness, self.time)
 
     def blame(self, verdict: str, bad: Bad) -> None:
-        """The first one counts; a range gives way to a place inside it."""
+        """The first one counts; a range gives way to a place inside it. Without its end a log is not complete."""
         setattr(self, verdict, "bad")
+        self.completeness = "bad" if bad.damage == "truncated" else self.completeness
         if self.first_bad is None or bad.seq_to < self.first_bad.seq:
             self.first_bad = bad
 
@@ -447,8 +448,7 @@ def _unsigned(scan: Scan) -> Bad | None:
     seen, size = scan.seen, scan.report.size
     if seen and scan.signed(seen[-1]):
         return None
-    good = [one.size for one in seen if scan.signed(one)]
-    if good:
+    if good := [one.size for one in seen if scan.signed(one)]:
         bad = next(one.size for one in seen if one.size > good[-1])
         return Bad(good[-1], bad, None, "altered", "a checkpoint that this log's key did not sign")
     if not size:

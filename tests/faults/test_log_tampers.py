@@ -179,12 +179,23 @@ def test_appended_backdated_record_is_found(copy: Path) -> None:
 
 
 def test_cut_tail_is_found(copy: Path) -> None:
-    """A log without its end is found to be shorter than a checkpoint says."""
+    """A log without its end is found to be shorter than a checkpoint says, and is not complete."""
     cut_tail(copy / "home")
     report = check(copy, outside=True)
+    assert (report.integrity, report.completeness) == ("bad", "bad")
     assert report.first_bad is not None
     assert (report.first_bad.damage, report.first_bad.seq) == ("truncated", VICTIM)
     assert report.first_bad.seq_to == read_note((copy / "kept").read_text()).size - 1
+
+
+def test_a_database_that_cannot_be_read_is_not_called_complete(copy: Path) -> None:
+    """Of what is no database, or is gone, nothing can be said to be there."""
+    for content in (b"no database" * 1000, None):
+        (copy / "home" / "bus.db").unlink()
+        if content is not None:
+            (copy / "home" / "bus.db").write_bytes(content)
+        report = check(copy, outside=False)
+        assert (report.integrity, report.completeness, report.ok) == ("bad", "bad", False)
 
 
 async def test_deleted_wal_is_found(tmp_path: Path) -> None:
