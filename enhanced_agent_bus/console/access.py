@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Final
 
 from enhanced_agent_bus.cli.faults import UNDECIDED, CliError
+from enhanced_agent_bus.cli.reading.home import database, one
 from enhanced_agent_bus.cli.session import held_up
 from enhanced_agent_bus.clock import SystemClock
 from enhanced_agent_bus.control.client import call
-from enhanced_agent_bus.errors import BusClosed, StoreLocked
+from enhanced_agent_bus.errors import BusClosed, StoreCorrupt, StoreLocked
+from enhanced_agent_bus.ledger import sql
 from enhanced_agent_bus.ledger.home import open_home
 from enhanced_agent_bus.ledger.lock import control_socket
 from enhanced_agent_bus.ledger.sqlite import SqliteLedger
@@ -32,10 +34,15 @@ WAITING_MAX: Final = 64  # views at once; one more is refused
 
 
 class Recorder:
-    """Writes access records; views that come while one is being written are written together after it."""
+    """Writes access records; views that come while one is being written are written together after it.
 
-    def __init__(self, home: Path) -> None:
+    Nothing is written into a log that has fewer than `vouched` records: that many had a checkpoint which was kept, and
+    what is appended would take the place of what was cut off.
+    """
+
+    def __init__(self, home: Path, vouched: int = 0) -> None:
         self._home = home
+        self._vouched = vouched
         self._guard = threading.Lock()
         self._turn = threading.Lock()
         self._waiting: list[tuple[str, Future[None]]] = []
@@ -68,6 +75,7 @@ class Recorder:
                 written.set_result(None)
 
     def _record(self, whats: list[str]) -> None:
+        self._require_whole()
         until = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
@@ -78,6 +86,19 @@ class Recorder:
                 if time.monotonic() >= until:
                     raise
             time.sleep(AGAIN_SECONDS)
+
+    def _require_whole(self) -> None:
+        if not self._vouched:
+            return
+        with database(self._home) as connection:
+            size = one(connection, sql.COUNT_RECORDS)
+        if size < self._vouched:
+            raise StoreCorrupt(
+                f"the log has {size} records, and the checkpoint vouches for {self._vouched}: "
+                "its end was cut off, or the checkpoint is of another log",
+                remedy="copy the home as it is, it is evidence, and nothing is written into it here; "
+                "`eab audit verify --checkpoint` says more",
+            )
 
     def _told_the_bus(self, whats: list[str]) -> bool:
         """False when no process with this home answers at its socket."""

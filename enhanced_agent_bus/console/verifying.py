@@ -19,9 +19,9 @@ from typing import Any, Final
 
 from enhanced_agent_bus.cli.faults import DONE, FOUND
 from enhanced_agent_bus.cli.reading.home import database, one
+from enhanced_agent_bus.ledger import sql
 
 EVERY_SECONDS: Final = 600.0
-_SIZE: Final = "SELECT coalesce(max(seq) + 1, 0) FROM records"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Verifier:
     def _has_grown(self) -> bool:
         found = None if self.newest is None else self.newest.verdict
         with database(self._home) as connection:
-            return found is None or one(connection, _SIZE) != found["size"]
+            return found is None or one(connection, sql.COUNT_RECORDS) != found["size"]
 
     async def _verify(self) -> Verification:
         at, began = datetime.now(UTC), time.monotonic()

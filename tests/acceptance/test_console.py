@@ -25,7 +25,7 @@ from enhanced_agent_bus.console.guard import HEADERS, Tokens
 from enhanced_agent_bus.console.server import listening, make_app, server_of
 from enhanced_agent_bus.ledger.lock import HomeLock
 from tests.developer import log, small_bus, until
-from tests.support import ADMIT_ALL
+from tests.support import ADMIT_ALL, as_killed
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\r\n\x9b31m\u2028\u202e\x7f<script>alert(1)</script>'\"><img src=x onerror=alert(2)>"
 SECRET = "the-secret-of-the-payload"
@@ -509,6 +509,23 @@ def test_an_outside_checkpoint_anchors_the_log(home: Path, tmp_path: Path) -> No
         said = text_of(console.get("/proof").text)
     assert f"outside checkpoint signs the first {size}" in said
     assert f"unanchored after seq {size}" in said  # the record of the checkpoint is its last
+
+
+def test_nothing_is_written_into_a_log_that_was_cut(home: Path, tmp_path: Path) -> None:
+    """What a view appends would take the place of what a kept checkpoint vouches for: nothing is shown then."""
+    older = as_killed(home, tmp_path / "older", "lock")
+    with serving(home) as console:
+        console.enter()
+        assert console.get("/").status_code == 200
+    kept = Path(shutil.copy(home / "checkpoint", tmp_path / "kept.txt"))
+    before = log(older)
+    assert int(kept.read_text().splitlines()[1]) > len(before)
+    with serving(older, checkpoint=kept) as console:
+        for page in ("/", "/proof", "/dead"):
+            answer = console.get(page, params={"token": console.tokens.read or ""})
+            said = text_of(answer.text)
+            assert (answer.status_code >= 400, "its end was cut off" in said, "it is evidence" in said) == (True,) * 3
+    assert log(older) == before
 
 
 # --- replay ----------------------------------------------------------------------------------------------------------
