@@ -3,14 +3,13 @@
 `python node_program.py HOME CONSTITUTION URL send|serve RUN AHEAD`. `HOME.notes` gets a line of JSON for each message
 that was accepted, and for each handler that begins. `send` ends once all that left has an end; `serve` when it is
 killed, or its standard input ends. Its clock is AHEAD seconds ahead. It ends with AWAY where no server was there to
-begin with.
+begin with, or it went away while the agent was registered.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import AsyncExitStack
 
 from enhanced_agent_bus import AgentBus, Message, Retry, TransportAway, open_bus
 from tests.developer import PATIENT, SteppedClock, until
@@ -63,12 +62,11 @@ async def main(home: str, constitution: str, url: str, what: str, run: str, ahea
         clock=clock,
         limits={"expires_seconds": 86400},
     )
-    async with AsyncExitStack() as stack:
-        try:
-            bus = await stack.enter_async_context(opening)
-        except TransportAway:
-            return AWAY
-        await (send if what == "send" else serve)(bus, home, run)
+    try:
+        async with opening as bus:
+            await (send if what == "send" else serve)(bus, home, run)
+    except TransportAway:  # raised by opening and registering alone: what is sent gets a receipt
+        return AWAY
     return 0
 
 
