@@ -56,21 +56,23 @@ WEAKENINGS: Final[Mapping[str, Weakening]] = {
     ),
     "nats_sync": Weakening(
         "messages that NATS took may be lost with its disk",
-        "give each server sync_interval: always, and name its monitoring port in transport.monitor",
+        "set `sync_interval: always` under `jetstream` on each server, and transport.monitor to their ports",
     ),
     "nats_replicas": Weakening(
         "letters between nodes have fewer copies than transport.replicas asks for",
-        "raise the streams' replicas, or lower transport.replicas",
+        "raise the replicas of these streams (`nats stream edit`), or lower transport.replicas",
     ),
     "nats_memory_storage": Weakening(
-        "letters between nodes are kept in the server's memory alone", "make the streams anew, with file storage"
+        "letters between nodes are kept in the server's memory alone",
+        "remove that stream while no node runs; the first node makes it again on disk",
     ),
-    "nats_version": Weakening("the NATS server is older than what was tested", "run 2.15 or later"),
+    "nats_version": Weakening("the NATS server is older than what was tested", "install nats-server 2.15 or later"),
     "nats_unencrypted": Weakening(
         "letters between nodes cross the network without TLS",
-        "take a tls:// address, and name the CA in transport.tls_ca",
+        "set up TLS on the server, and name its CA in transport.tls_ca",
     ),
     "nodes_unpinned": Weakening(
-        "every node that the server lists is believed", "name the nodes' public keys in transport.nodes"
+        "every node that the server lists is believed",
+        "copy keys/node.vkey of each node's home to the others, and name the copies in transport.nodes",
     ),
 }

@@ -166,7 +166,7 @@ async def _build(
             remedy="have one of them answer, name another in audit.witnesses, or open the bus without strict",
         )
     if settings.strict and (weak := bus.security_state()):
-        remedies = [f"{name}: {WEAKENINGS[name].remedy}" for name in weak]
+        remedies = [f"{name}: {WEAKENINGS[name].remedy}" for name in weak if name in WEAKENINGS]
         raise ConfigInvalid(
             f"strict is set and these weakenings are in force: {', '.join(weak)}",
             remedy="; ".join([*remedies, "or open the bus without strict"]),

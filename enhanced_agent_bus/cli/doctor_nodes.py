@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from enhanced_agent_bus.cli.doctor import Finding
 from enhanced_agent_bus.cli.render import counted
+from enhanced_agent_bus.weakenings import WEAKENINGS
 
 if TYPE_CHECKING:
     from enhanced_agent_bus.settings import Transport
@@ -17,13 +18,6 @@ if TYPE_CHECKING:
 CLOCK_SECONDS_MAX: Final = 1.0
 FILLED_MAX: Final = 0.8
 CLOCKS: Final = "have all machines keep time (chrony, systemd-timesyncd): tickets and expiries go by these clocks"
-REMEDIES: Final = {
-    "nats_sync": "set `sync_interval: always` under `jetstream` on each server, and transport.monitor to their ports",
-    "nats_unencrypted": "set up TLS on the server, and name its CA in transport.tls_ca",
-    "nats_memory_storage": "remove that stream while no node runs; the first node makes it again on disk",
-    "nats_replicas": "raise the replicas of these streams (`nats stream edit`), or lower transport.replicas",
-    "nats_version": "install a newer nats-server",
-}
 
 
 def nodes(home: Path) -> Iterator[Finding]:
@@ -83,7 +77,7 @@ def _found(home: Path, settings: Transport, seen: Seen) -> Iterator[Finding]:
         told = f"{seen.filled:.0%} of the server's room for letters is taken; what has none waits in its sender's home"
         yield Finding("letters", "wrong", told, remedy)
     for weakness in seen.weaknesses:
-        yield Finding(weakness.name, "note", weakness.sentence, REMEDIES.get(weakness.name, ""))
+        yield Finding(weakness.name, "note", weakness.sentence, WEAKENINGS[weakness.name].remedy)
     if seen.ahead_seconds is not None:
         off = abs(seen.ahead_seconds)
         where = "ahead of" if seen.ahead_seconds > 0 else "behind"
@@ -99,8 +93,7 @@ def _keys(settings: Transport) -> Iterator[Finding]:
 
     try:
         if believed(settings) is None:
-            remedy = "copy keys/node.vkey of each node's home to the others, and name the copies in transport.nodes"
-            yield Finding("nodes_unpinned", "note", "every node that the server lists is believed", remedy)
+            yield Finding("nodes_unpinned", "note", *WEAKENINGS["nodes_unpinned"])
     except ConfigInvalid as error:
         yield Finding("node key", "wrong", error.message, error.remedy)
 

@@ -97,7 +97,7 @@ class Recorder:
                 f"the log has {size} records, and the checkpoint vouches for {self._vouched}: "
                 "its end was cut off, or the checkpoint is of another log",
                 remedy="copy the home as it is, it is evidence, and nothing is written into it here; "
-                "`eab audit verify --checkpoint` says more",
+                "`eab audit verify --checkpoint FILE` says more",
             )
 
     def _told_the_bus(self, whats: list[str]) -> bool:

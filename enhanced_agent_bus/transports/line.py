@@ -346,12 +346,14 @@ class Line:
         missed = 0
         while missed < MISSED_MAX and self._client is client:
             await asyncio.sleep(self._ping_seconds)
-            try:
+            pong = self._loop.create_future()
+            with contextlib.suppress(nats.errors.Error, OSError, TimeoutError):
                 async with asyncio.timeout(self._ping_seconds):
-                    await client.flush(timeout=self._ping_seconds)  # type: ignore[arg-type]
-                missed = 0
-            except (nats.errors.Error, OSError, TimeoutError):
-                missed += 1
+                    # Not `flush`: it cancels what it waited for, nats-py stops reading at the PONG that comes after
+                    # that, and says of a connection that nobody reads that all is well.
+                    await client._send_ping(pong)  # noqa: SLF001
+                    await asyncio.wait([pong])
+            missed = 0 if pong.done() else missed + 1
         self._lost(client, "it does not answer")
 
     async def _talk(self, client: Client) -> None:

@@ -22,7 +22,7 @@ from enhanced_agent_bus import (
     Strategy,
     open_bus,
 )
-from tests.developer import Doorman, Inbox, adds_up, log, small_bus, until
+from tests.developer import Doorman, Inbox, SteppedClock, adds_up, log, small_bus, until
 from tests.support import constitution_digest, write_constitution
 
 
@@ -182,6 +182,11 @@ async def test_strict_refuses_every_weakening(tmp_path: Path) -> None:
             pass
     assert "constitution_folder" in str(caught.value)
     assert "no_witness: name one in audit.witnesses; or open the bus without strict" in caught.value.remedy
+    clock = SteppedClock()
+    clock.weakenings = ("of_our_own",)
+    with pytest.raises(ConfigInvalid, match="of_our_own"):
+        async with small_bus(tmp_path, home="strict", strict=True, clock=clock):
+            pass
     async with small_bus(tmp_path) as bus:
         state = bus.status().security_state
         assert state == sorted(state)

@@ -199,6 +199,27 @@ async def test_a_way_that_swallows_everything_is_noticed(nats_server: NatsServer
         await held[0].done()
 
 
+async def test_an_answer_that_comes_late_ends_nothing(nats_server: NatsServer) -> None:
+    """A PONG after its deadline is no harm: questions are answered again as soon as the way is open."""
+
+    async def answered() -> bool:
+        with suppress(TransportAway):
+            await transport.post(Letter(BOX, "1", b""))
+            return True
+        return False
+
+    async with (
+        proxy_to(nats_server.port) as proxy,
+        opened(proxy.url, answer_seconds=0.3, ping_seconds=0.1) as transport,
+    ):
+        proxy.swallow()
+        await asyncio.sleep(0.25)  # one question's deadline passes in it, and not two
+        proxy.mend()
+        async with asyncio.timeout(10):
+            while not await answered():
+                pass
+
+
 async def test_a_peer_that_does_not_read_stops_nobody_for_ever(nats_server: NatsServer) -> None:
     """Full buffers on the way: each letter ends with its deadline, and closing does not wait for what is in them."""
     async with (
