@@ -398,10 +398,10 @@ class AgentBus:
         self._desk.require_open()
         await self._remembering.remove(scope, owner, key)
 
-    async def note_access(self, command: str, what: str) -> None:
+    async def note_access(self, command: str, what: str, *, by: str = "operator") -> None:
         """Records that somebody was shown payloads."""
         self._desk.require_open()
-        await self._desk.write(Entry("access", {"command": command[:200], "what": what[:500]}))
+        await self._desk.write(Entry("access", {"command": command[:200], "what": what[:500], "by": by[:200]}))
 
     async def checkpoint(self) -> str:
         """Signs a checkpoint of every record so far; returns the note. Raises: AuditUnavailable; BusClosed."""

@@ -245,9 +245,9 @@ class AgentBus:
         """Raises: KeyError, when there is no such fact."""
         self._loop.run(self._bus.remove_fact, scope, owner, key)
 
-    def note_access(self, command: str, what: str) -> None:
+    def note_access(self, command: str, what: str, *, by: str = "operator") -> None:
         """Records that somebody was shown payloads."""
-        self._loop.run(self._bus.note_access, command, what)
+        self._loop.run(self._bus.note_access, command, what, by=by)
 
     def checkpoint(self) -> str:
         """Signs a checkpoint of every record so far; returns the note."""

@@ -73,7 +73,7 @@ def verify(path: Path, key: Key, outside: Note | None, witnesses: Sequence[Kept]
         scans.append(_Together(path, source, key, outside))
         return scans[-1]
 
-    every = sorted(((note, one.witness) for one in witnesses for note in one.notes), key=lambda each: -each[0].size)
+    every = _newest_first(witnesses)
     keys = [key, *_later_keys(path)] if every else [key]
     signed = next((note for note, _ in every[:NEWEST_TRIED] if _opened(keys, note.text)), None)
     anchor = outside
@@ -94,6 +94,19 @@ def verify(path: Path, key: Key, outside: Note | None, witnesses: Sequence[Kept]
             ):
                 report.first_bad = bad  # says more than that the log is not what one of them vouches for
     return report
+
+
+def _newest_first(witnesses: Sequence[Kept]) -> list[tuple[SignedNote, str]]:
+    return sorted(((note, one.witness) for one in witnesses for note in one.notes), key=lambda each: -each[0].size)
+
+
+def vouched(path: Path, key: Key, witnesses: Sequence[Kept]) -> int:
+    """How many records this log has at least, by the newest checkpoint of its key that a witness has. Raises: OSError.
+
+    Read without checking the log.
+    """
+    keys = [key, *_later_keys(path)]
+    return next((note.size for note, _ in _newest_first(witnesses)[:NEWEST_TRIED] if _opened(keys, note.text)), 0)
 
 
 def _contradictions(

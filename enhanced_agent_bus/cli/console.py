@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from enhanced_agent_bus.cli.audit.witness import kept_checkpoint
-from enhanced_agent_bus.cli.faults import CliError
+from enhanced_agent_bus.cli.audit.witness import kept_checkpoint, vouched
+from enhanced_agent_bus.cli.faults import CliError, describe
 from enhanced_agent_bus.cli.render import echo, print_json, safe
-from enhanced_agent_bus.cli.session import session_of
+from enhanced_agent_bus.cli.session import Session, session_of
+from enhanced_agent_bus.errors import BusError
 
 PORT_MAX = 65_535
 NEEDS = ("starlette", "uvicorn")
@@ -44,7 +46,8 @@ def console(
     Example: eab console --port 8383
     """
     session = session_of(context)
-    session.existing_home()
+    # Pages name commands to type, and whoever reads them may stand in another folder.
+    session = replace(session, home=session.existing_home().absolute())
     if checkpoint is not None:
         kept_checkpoint(checkpoint)  # what is none is told now, and not on a page
     try:
@@ -62,6 +65,8 @@ def console(
         taken = bound.getsockname()[1]
         app = make_app(session, tokens=tokens, port=taken, payload=payload, checkpoint=checkpoint)
         address = f"http://127.0.0.1:{taken}/?token="
+        offered = " with replay" * allow_replay + " with payloads" * payload
+        warning = _not_recorded(session, checkpoint, f"start{offered}")
         replay = None if tokens.replay is None else f"{address}{tokens.replay}"
         if session.json:
             print_json({"home": str(session.home), "url": f"{address}{tokens.read}", "replay_url": replay})
@@ -71,5 +76,22 @@ def console(
             if replay is not None:
                 echo(f"  to replay: {replay}")
             echo("Ctrl-C ends it")
+        if warning:
+            echo(safe(session.named(warning)), error=True)
         sys.stdout.flush()
         serve(app, bound)
+
+
+def _not_recorded(session: Session, checkpoint: Path | None, what: str) -> str:
+    """Records that the console was started, as each view is; where that cannot be, why pages will show the verdicts."""
+    import sqlite3
+
+    from enhanced_agent_bus.console.access import Recorder
+
+    try:
+        Recorder(session.home, vouched(session.home, checkpoint)).note(what)
+    except (BusError, CliError, OSError, sqlite3.Error) as error:
+        document = describe(error)[1]
+        so = "who looks cannot be recorded now, so the verdicts alone are shown"
+        return f"eab: {so}: {document['message']}; {document['remedy']}"
+    return ""

@@ -73,7 +73,7 @@ def show(
     home = session.existing_home()
     found = next((row for row in dead_letters(home) if row["message_id"] == message_id), None)
     if found is None:
-        raise unknown_id(f"there is no dead letter {message_id!r}", LIST_REMEDY)
+        raise _no_letter(session, message_id)
     if payload:
         note_access(session, "dlq show", message_id)
         found = found | content(home, message_id)
@@ -90,6 +90,17 @@ def show(
         echo(f"its records:       {session.command(f'audit show {quoted(message_id)}')}")
         echo(f"decide it again:   {session.command(f'dlq replay {quoted(message_id)}')}")
         echo(f"or end it:         {session.command(f'dlq discard {quoted(message_id)} --reason TEXT')}")
+
+
+def _no_letter(session: Session, message_id: str) -> CliError:
+    """Also for one that was a dead letter, and was replayed or discarded meanwhile."""
+    from enhanced_agent_bus.cli.reading.messages import state_of
+
+    state = state_of(session.existing_home(), message_id)
+    if state is None:
+        return unknown_id(f"there is no dead letter {message_id!r}", LIST_REMEDY)
+    remedy = f"{session.command('audit show ' + quoted(message_id))} tells its life; {LIST_REMEDY}"
+    return unknown_id(f"{message_id!r} is no dead letter: it is {state.replace('_', ' ')} now", remedy)
 
 
 def _chosen(session: Session, wanted: Mapping[str, str | None]) -> list[dict[str, Any]]:
@@ -131,7 +142,7 @@ def replay(
     try:
         receipt = change(session, "replay", {"id": message_id})
     except KeyError:
-        raise unknown_id(f"there is no dead letter {message_id!r}", LIST_REMEDY) from None
+        raise _no_letter(session, message_id) from None
     if session.json:
         print_json(receipt)
     else:
@@ -196,7 +207,7 @@ def discard(
     try:
         change(session, "discard", {"id": message_id, "reason": reason})
     except KeyError:
-        raise unknown_id(f"there is no dead letter {message_id!r}", LIST_REMEDY) from None
+        raise _no_letter(session, message_id) from None
     if session.json:
         print_json({"message_id": message_id, "state": "discarded"})
     else:

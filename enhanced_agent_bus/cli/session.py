@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -204,4 +205,12 @@ def held_up(home: Path) -> dict[str, Json] | None:
 
 def note_access(session: Session, command: str, what: str) -> None:
     """Records who reads payloads, before they are shown. Raises: BusError, and then nothing is shown."""
-    change(session, "note_access", {"command": command, "what": what})
+    change(session, "note_access", {"command": command, "what": what, "by": operator()})
+
+
+def operator() -> str:
+    """Who types this, as the machine knows them."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # in a container nobody may have a name
+        return "operator"

@@ -59,7 +59,7 @@ def _show_status(session: Session, document: dict[str, Any]) -> None:
             ("records", document["records"]),
             *_stopped(document),
             *_recovering(document),
-            ("weakenings", ", ".join(document["security_state"]) or "none"),
+            *_weaker(document["security_state"]),
             *_witnessed(document),
         ]
     )
@@ -129,6 +129,14 @@ def _recovering(document: dict[str, Any]) -> list[tuple[str, str]]:
         for_how_long = f"for {blocked['seconds']:.1f} s" if blocked["over"] else f"since {blocked['at']}, still"
         found.append(("loop blocked", f"by {who} at {blocked['where']}, {for_how_long}"))
     return found
+
+
+def _weaker(names: list[str]) -> list[tuple[str, str]]:
+    """What is weaker than it could be, each with what that means."""
+    from enhanced_agent_bus.weakenings import WEAKENINGS
+
+    said = [f"{name}: {WEAKENINGS[name].meaning}" if name in WEAKENINGS else name for name in names]
+    return [("weakenings" if not place else "", text) for place, text in enumerate(said or ["none"])]
 
 
 def _witnessed(document: dict[str, Any]) -> list[tuple[str, str]]:

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from enhanced_agent_bus.cli.audit.erase import Reason, operator, require_reason
+from enhanced_agent_bus.cli.audit.erase import Reason, require_reason
 from enhanced_agent_bus.cli.faults import CliError, unknown_id
 from enhanced_agent_bus.cli.render import echo, print_json, safe
-from enhanced_agent_bus.cli.session import change, session_of
+from enhanced_agent_bus.cli.session import change, operator, session_of
 
 AgentId = Annotated[str | None, typer.Option("--agent", metavar="ID", help="This agent.")]
 Tenant = Annotated[str | None, typer.Option("--tenant", metavar="T", help="All agents of this tenant.")]

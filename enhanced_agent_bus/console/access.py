@@ -14,7 +14,7 @@ from typing import Final
 
 from enhanced_agent_bus.cli.faults import UNDECIDED, CliError
 from enhanced_agent_bus.cli.reading.home import database, one
-from enhanced_agent_bus.cli.session import held_up
+from enhanced_agent_bus.cli.session import held_up, operator
 from enhanced_agent_bus.clock import SystemClock
 from enhanced_agent_bus.control.client import call
 from enhanced_agent_bus.errors import BusClosed, StoreCorrupt, StoreLocked
@@ -36,12 +36,13 @@ WAITING_MAX: Final = 64  # views at once; one more is refused
 class Recorder:
     """Writes access records; views that come while one is being written are written together after it.
 
-    Nothing is written into a log that has fewer than `vouched` records: that many had a checkpoint which was kept, and
-    what is appended would take the place of what was cut off.
+    Nothing is written into a log that has fewer than `vouched` records: that many has a checkpoint which was kept, or
+    which a witness has, and what is appended would take the place of what was cut off.
     """
 
     def __init__(self, home: Path, vouched: int = 0) -> None:
         self._home = home
+        self._by = operator()
         self._vouched = vouched
         self._guard = threading.Lock()
         self._turn = threading.Lock()
@@ -80,7 +81,7 @@ class Recorder:
         while True:
             try:
                 if not self._told_the_bus(whats):
-                    asyncio.run(_append(self._home, whats))
+                    asyncio.run(_append(self._home, whats, self._by))
                 return
             except (StoreLocked, BusClosed):
                 if time.monotonic() >= until:
@@ -94,10 +95,10 @@ class Recorder:
             size = one(connection, sql.COUNT_RECORDS)
         if size < self._vouched:
             raise StoreCorrupt(
-                f"the log has {size} records, and the checkpoint vouches for {self._vouched}: "
+                f"the log has {size} records, and a checkpoint kept outside vouches for {self._vouched}: "
                 "its end was cut off, or the checkpoint is of another log",
                 remedy="copy the home as it is, it is evidence, and nothing is written into it here; "
-                "`eab audit verify --checkpoint FILE` says more",
+                "`eab audit verify`, with `--checkpoint FILE` or its witnesses, says more",
             )
 
     def _told_the_bus(self, whats: list[str]) -> bool:
@@ -114,21 +115,23 @@ class Recorder:
             )
         try:
             while whats:
-                call(path, "note_access", {"command": COMMAND, "what": whats[0]}, timeout=ANSWER_SECONDS_MAX)
+                said = {"command": COMMAND, "what": whats[0], "by": self._by}
+                call(path, "note_access", said, timeout=ANSWER_SECONDS_MAX)
                 del whats[0]  # should the bus end just now, the rest is written without it
         except (ConnectionError, FileNotFoundError):  # it is gone, or going
             return False
         return True
 
 
-async def _append(home: Path, whats: list[str]) -> None:
+async def _append(home: Path, whats: list[str], by: str) -> None:
     """Takes the lock and appends to the log; no bus is opened, so nothing else changes."""
     place = open_home(home, make=False)
     try:
         ledger = await SqliteLedger.open(place, clock=SystemClock())
         try:
             loop = asyncio.get_running_loop()
-            written = [_put(ledger, what, loop.create_future()) for what in whats]
+            entries = [Entry("access", {"command": COMMAND, "what": what, "by": by}) for what in whats]
+            written = [_put(ledger, entry, loop.create_future()) for entry in entries]
             await asyncio.gather(*written)
         finally:
             await ledger.close()
@@ -136,8 +139,7 @@ async def _append(home: Path, whats: list[str]) -> None:
         place.release()
 
 
-def _put(ledger: SqliteLedger, what: str, done: asyncio.Future[int]) -> asyncio.Future[int]:
-    entry = Entry("access", {"command": COMMAND, "what": what})
+def _put(ledger: SqliteLedger, entry: Entry, done: asyncio.Future[int]) -> asyncio.Future[int]:
     entry.done = lambda seq, error: done.set_result(seq) if error is None else done.set_exception(error)
     ledger.put(entry)
     return done

@@ -37,12 +37,16 @@ class Spoke:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """All that a page says of a message; `decision` is the newest one, if there is one."""
+    """All that a page says of a message.
+
+    `decision` is the newest one on it, if there is one; `reused` are refusals of other messages that came with its id.
+    """
 
     message: Mapping[str, Any]
     steps: list[dict[str, Any]]
     steps_left_out: int
     decision: Mapping[str, Any] | None
+    reused: list[Mapping[str, Any]]
     constitution: Kept | None
     spoke: list[Spoke]
     approvals: list[Mapping[str, Any]]
@@ -57,7 +61,11 @@ def explained(home: Path, message_id: str, *, content: bool) -> Explained | None
         return None
     document = timeline_of(home, message_id, content=content)
     steps = document["steps"]
-    decision = next((step for step in reversed(steps) if step["what"] == "decision"), None)
+    decisions = [step for step in reversed(steps) if step["what"] == "decision"]
+    reused = [step for step in decisions if step["code"] == "replayed"]
+    decision = next((step for step in decisions if step["code"] != "replayed"), None)
+    if decision is None and reused:  # the first use of the id is not in this log any more
+        decision = reused.pop(0)
     constitution = None if decision is None else kept(home, decision["constitution"])
     for step in steps:
         step["content"] = _shown(step.get("content") or {})
@@ -67,6 +75,7 @@ def explained(home: Path, message_id: str, *, content: bool) -> Explained | None
         steps=steps[-STEPS_MAX:],
         steps_left_out=max(0, len(steps) - STEPS_MAX),
         decision=decision,
+        reused=reused,
         constitution=constitution,
         spoke=[] if decision is None else list(_spoke(decision, constitution)),
         approvals=[step for step in steps if step["what"] == "approval"],

@@ -44,6 +44,8 @@ AGENTS_SHOWN_MAX: Final = 500
 PAIRS_SHOWN_MAX: Final = 300
 LETTERS_SHOWN_MAX: Final = 200
 AGENT_ROWS: Final = 25
+VERIFY_SECONDS_MAX: Final = 5.0  # who asks to verify again is shown what is found, where it does not take longer
+NO_ACCESS: Final = Term("kind", "access", negated=True, quoted=True)
 #: Where a form that is done may lead back to.
 PATHS: Final = ("/", "/message", "/record", "/agents", "/agent", "/traffic", "/dead", "/policy", "/source", "/proof")
 FIRST_QUERY: Final = "kind:decision"
@@ -111,7 +113,7 @@ class Pages:
         verifier = self._parts.verifier
         values: dict[str, Any] = {"verification": verifier.newest, "verifying": verifier.running, "newer": 0}
         bare = request.query_params.get("part") == "1"
-        values |= {"message": message, "remedy": self._parts.session.named(remedy), "bare": bare}
+        values |= {"message": message, "remedy": self._parts.session.named(remedy), "bare": bare, "status": status}
         return HTMLResponse(self._templates.get_template("problem.html").render(values), status)
 
     # --- the log ---------------------------------------------------------------------------------------------------
@@ -125,6 +127,9 @@ class Pages:
             query = _query(text)
         except BadQuery as error:
             wrong, query = error, None
+        hides = query is not None and _finds_itself(query)
+        if query is not None and hides:
+            query = Query([*query.terms, NO_ACCESS], query.since, query.until)
         view = self._shown(f"log {text}" if before is None else f"log {text} before {before}", query)
         found = newest(self._parts.home, query, before=before) if query is not None else None
         return self._render(
@@ -134,6 +139,7 @@ class Pages:
             q=text,
             before=before,
             wrong=wrong,
+            hides=hides,
             found=found,
             rows=[row_of(record) for record in found.records] if found else [],
             filters=FILTERS,
@@ -246,7 +252,7 @@ class Pages:
         view = self._shown("traffic")
         counts = self._parts.tally.read()
         tenants = {one["id"]: one["tenant"] for one in self._parts.live.agents()}
-        edges = [Edge(*pair, count.verdicts, count.newest) for pair, count in counts.pairs.items()]
+        edges = [Edge(*pair, count.verdicts, count.newest) for pair, count in counts.pairs.items() if all(pair)]
         edges.sort(key=lambda edge: (-edge.refused, -edge.all, edge.sender, edge.recipient))
         return self._render(
             request,
@@ -257,6 +263,7 @@ class Pages:
             edges=edges[:PAIRS_SHOWN_MAX],
             all=len(edges),
             others=counts.others,
+            nowhere=sum(count.all for pair, count in counts.pairs.items() if not all(pair)),
             **self._far(),
         )
 
@@ -269,10 +276,13 @@ class Pages:
 
     def policy(self, request: Request) -> Response:
         """The active constitution, what its rules did, and which never spoke."""
-        view = self._shown("policy")
-        digest = self._parts.live.status()["constitution"]
+        active = self._parts.live.status()["constitution"]
+        digest = request.query_params.get("digest") or active
+        view = self._shown("policy" if digest == active else f"policy {digest}"[:ID_CHARS_MAX])
         counts = self._parts.tally.read()
         constitution = kept(self._parts.home, digest) if digest else None
+        if constitution is None and digest != active:
+            raise HTTPException(404, f"the home keeps no constitution {safe(digest)}")
         fired = {rule: count for (under, rule), count in counts.rules.items() if under == digest}
         known = {rule.name for rule in constitution.rules} if constitution else set()
         return self._render(
@@ -280,6 +290,7 @@ class Pages:
             "policy.html",
             view=view,
             digest=digest,
+            active=active,
             constitution=constitution,
             fired=fired,
             gates=sorted(set(fired) - known),
@@ -343,9 +354,9 @@ class Pages:
         return self._render(request, "replayed.html", view=view, receipt=receipt)
 
     async def verify(self, request: Request) -> Response:
-        """Verifies again, in the background."""
+        """Verifies again; what takes long goes on in the background."""
         form = await self._form(request)
-        self._parts.verifier.ask()
+        await self._parts.verifier.ask(VERIFY_SECONDS_MAX)
         return RedirectResponse(_ours(form.get("back", "")), 303)
 
     async def _form(self, request: Request) -> Mapping[str, str]:
@@ -379,6 +390,12 @@ def _query(text: str) -> Query:
     if len(text) > QUERY_CHARS_MAX:
         raise BadQuery(f"the query has {len(text)} characters", f"write at most {QUERY_CHARS_MAX}")
     return parse([text] if text else [], now=datetime.now(UTC))
+
+
+def _finds_itself(query: Query) -> bool:
+    """Whether it looks for words anywhere, which stand in the record of this very view too."""
+    fields = {term.field for term in query.terms}
+    return None in fields and not fields & {"kind", "command", "what"}
 
 
 def _number(request: Request, name: str) -> int | None:

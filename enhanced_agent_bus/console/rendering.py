@@ -35,7 +35,7 @@ def templates(command: Callable[[str], str]) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(moment=_moment, after=_after, count=_count)
+    made.filters.update(moment=_moment, after=_after, count=_count, sentence=_sentence, duration=_duration)
     made.globals.update(url=url, phrase=phrase, between=between, sign_of=sign_of, words=words)
     made.globals.update(gates=GATES, witness_line=witness_line, quoted=quoted, command=command)
     return made
@@ -75,6 +75,16 @@ def _moment(at: str | datetime) -> str:
 def _after(us: int) -> str:
     seconds = us / 1e6
     return f"+{seconds:.3f} s" if abs(seconds) < 1000 else f"+{seconds / 3600:.2f} h"  # noqa: PLR2004
+
+
+def _sentence(text: str) -> str:
+    """As it begins a sentence; commands and names keep their letters."""
+    first = text.partition(" ")[0]
+    return text[:1].upper() + text[1:] if first.isalpha() and first != "eab" else text
+
+
+def _duration(us: int) -> str:
+    return f"{us:,} µs" if us < 1000 else f"{us / 1000:,.1f} ms"  # noqa: PLR2004
 
 
 def _count(number: int) -> str:

@@ -69,7 +69,8 @@ def row_of(record: Mapping[str, Any]) -> Row:
         event = record.get("event") or record.get("act")
         signs = (PLAIN, "·", kind) if event is None else (sign_of(event)[0], sign_of(event)[1], f"{kind} {event}")
         sender = record.get("approver")
-        why = " · ".join(str(record[name]) for name in _OF_OTHERS if record.get(name) is not None)
+        said = [str(record[name]) for name in _OF_OTHERS if record.get(name) is not None]
+        why = " · ".join([*said, f"by {record['by']}"] if isinstance(record.get("by"), str) else said)
     return Row(record["seq"], record["at"], kind, *signs, sender, recipient, type_, why, message_id)
 
 

@@ -25,7 +25,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from enhanced_agent_bus.audit.query import BadQuery
-from enhanced_agent_bus.cli.audit.witness import kept_checkpoint
+from enhanced_agent_bus.cli.audit.witness import vouched
 from enhanced_agent_bus.cli.faults import CliError, describe
 from enhanced_agent_bus.cli.session import Session
 from enhanced_agent_bus.console.access import Recorder
@@ -59,7 +59,7 @@ def make_app(
     parts = Parts(
         session=session,
         home=home,
-        recorder=Recorder(home, 0 if checkpoint is None else kept_checkpoint(checkpoint).size),
+        recorder=Recorder(home, vouched(home, checkpoint)),
         views=Views(),
         live=Live(home),
         tally=Tally(home),

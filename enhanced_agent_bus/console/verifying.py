@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from asyncio.subprocess import DEVNULL, PIPE
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -43,12 +44,18 @@ class Verifier:
         self._command = [sys.executable, "-P", "-m", "enhanced_agent_bus", *command]
         self._home = home
         self._asked = asyncio.Event()
+        self._found = asyncio.Condition()
         self.newest: Verification | None = None
         self.running = False
 
-    def ask(self) -> None:
-        """Verifies again, at once or after the time that is under way."""
+    async def ask(self, seconds: float) -> None:
+        """Verifies again, at once or after the time that is under way; waits for it for so long at most."""
         self._asked.set()
+        known = self.newest
+        async with self._found:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._found.wait_for(lambda: not self._asked.is_set() and self.newest is not known)
 
     async def run(self) -> None:
         """Verifies, and waits until it is due again; until it is cancelled."""
@@ -56,9 +63,12 @@ class Verifier:
             self._asked.clear()
             self.running = True
             try:
-                self.newest = await self._verify()
+                newest = await self._verify()
             finally:
                 self.running = False
+            async with self._found:
+                self.newest = newest
+                self._found.notify_all()
             while not await self._is_asked() and not await asyncio.to_thread(self._has_grown):
                 pass
 

@@ -196,7 +196,7 @@ async def _rotate_key(bus: AgentBus, _args: Arguments) -> str:
 
 
 async def _note_access(bus: AgentBus, args: Arguments) -> None:
-    await bus.note_access(args.take("command", str), args.take("what", str))
+    await bus.note_access(args.take("command", str), args.take("what", str), by=args.take("by", str))
 
 
 async def _witness(bus: AgentBus, args: Arguments) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from enhanced_agent_bus import Message, Retry, open_bus
 from enhanced_agent_bus.cli.app import run_command
+from enhanced_agent_bus.weakenings import WEAKENINGS
 from tests.support import write_constitution
 
 APP = """
@@ -114,6 +115,9 @@ def test_status_adds_up_without_a_running_bus(home: Path, capsys: pytest.Capture
     assert (accounting["held"], accounting["parked"], accounting["dead_lettered"]) == (1, 1, 1)
     assert "constitution_folder" in status["security_state"]
     assert (status["running"], status["revision"], status["home"]) == (False, 1, str(home))
+    assert run_command(["status"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"{name}: {WEAKENINGS[name].meaning}" in out for name in status["security_state"])
 
 
 def test_a_held_message_is_shown_and_approved(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,6 +259,9 @@ def test_a_dead_letter_is_replayed_or_discarded(home: Path, capsys: pytest.Captu
     for command in (["replay"], ["show"], ["discard", "--reason", "x"]):
         assert run_command(["dlq", *command, "desk/none"]) == 1
         assert "desk/none" in capsys.readouterr().err
+    for command in (["replay"], ["show"]):
+        assert run_command(["dlq", *command, "desk/dead"]) == 1
+        assert "'desk/dead' is no dead letter: it is queued now" in capsys.readouterr().err
     [status] = eab_json(capsys, "status")
     assert status["accounting"]["dead_lettered"] == 0
     assert home.is_dir()

@@ -274,6 +274,8 @@ def test_a_sample_can_be_drawn_again(home: Path, capsys: pytest.CaptureFixture[s
     assert population["population"] == len(seqs)
     assert population["verdict"] == {"allow": len(seqs) - 1, "refuse": 1}
     assert population["rule"] == {"quiet": 1}
+    assert population["silent_rules"] == ["everything"]
+    assert sum(population["pair"].values()) == len(seqs)
     eab_json(capsys, *wanted, "--size", "99999", status=2)
 
 

@@ -10,6 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -23,9 +24,10 @@ from enhanced_agent_bus.cli.session import Session
 from enhanced_agent_bus.console import access, lists
 from enhanced_agent_bus.console.guard import HEADERS, Tokens
 from enhanced_agent_bus.console.server import listening, make_app, server_of
+from enhanced_agent_bus.console.verifying import Verification, Verifier
 from enhanced_agent_bus.ledger.lock import HomeLock
 from tests.developer import log, small_bus, until
-from tests.support import ADMIT_ALL, as_killed
+from tests.support import ADMIT_ALL, as_killed, write_constitution
 
 HOSTILE = "\x1b[2J\x1b]0;owned\x07\r\n\x9b31m\u2028\u202e\x7f<script>alert(1)</script>'\"><img src=x onerror=alert(2)>"
 SECRET = "the-secret-of-the-payload"
@@ -429,6 +431,67 @@ def test_an_agents_page_has_its_registration_counts_and_decisions(reader: tuple[
     assert console.get("/agent").status_code == 400
 
 
+@pytest.fixture(scope="module")
+def troubled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home in which an id came twice, a message was no message, and the constitution changed."""
+    folder = tmp_path_factory.mktemp("troubled")
+
+    async def live() -> None:
+        async with small_bus(folder, RULES) as bus:
+            desk = await bus.register("desk", tenant="acme")
+            await bus.register("hotel", handler=lambda _: None, tenant="acme")
+            first = await desk.send("hotel", {"nights": 2}, id="twice")
+            assert (await first.outcome(timeout=20)).state == "delivered"
+            assert (await desk.send("hotel", {"nights": 3}, id="twice")).code == "replayed"
+            assert (await desk.send("hotel", {"nights": float("nan")})).code == "malformed"
+            await bus.activate(write_constitution(folder / "next", {"everything": ADMIT_ALL}))
+
+    asyncio.run(live())
+    return folder / "home"
+
+
+def test_an_id_that_came_again_does_not_hide_what_was_decided_first(troubled: Path) -> None:
+    """The message is the first that came with it: its allow is shown, and that others were refused beside it."""
+    with serving(troubled) as console:
+        page = console.enter().get("/message?id=desk/twice").text
+    again = next(record["seq"] for record in log(troubled, "decision") if record["code"] == "replayed")
+    assert "✓ allowed by all 4 rules" in text_of(page)
+    assert "It is now delivered" in text_of(page)
+    assert f"came again with other content, which was refused: seq {again}" in text_of(page)
+
+
+def test_what_named_nobody_is_no_traffic(troubled: Path) -> None:
+    """What was refused before anybody looked for its recipient went to no one, and is not said to go to "nobody"."""
+    with serving(troubled) as console:
+        console.enter()
+        wait(lambda: "1 message was refused before anybody looked for its recipient" in console.get("/traffic").text)
+        assert re.findall(r'data-from="([^"]+)" data-to="([^"]+)"', console.get("/traffic").text) == [("desk", "hotel")]
+        assert "desk → not looked up" in text_of(console.get("/").text)
+
+
+def test_a_constitution_of_before_has_its_own_page(troubled: Path) -> None:
+    """A message leads to the one that decided it, with the rules and counts of that one; an unknown one is 404."""
+    digest = log(troubled, "policy", event="activated")[0]["digest"]
+    with serving(troubled) as console:
+        page = console.enter().get("/message?id=desk/twice").text
+        assert f'href="/policy?digest={digest}"' in page
+        said = text_of(console.get("/policy", params={"digest": digest}).text)
+        assert "A constitution that is not the active one" in said
+        assert "quiet" in said
+        assert "quiet" not in text_of(console.get("/policy").text).split("Changes of the constitution")[0]
+        assert console.get("/policy?digest=zz").status_code == 404
+    assert f"policy {digest}" in views(troubled)
+
+
+def test_a_word_is_not_found_in_the_record_of_its_own_search(reader: tuple[Path, Console]) -> None:
+    """Who looked is left out where words are looked for, unless it is asked for; the page says so."""
+    _, console = reader
+    page = console.get("/", params={"q": "a-word-that-stands-nowhere"}).text
+    assert "No record matches" in text_of(page)
+    assert "Records of who looked are left out" in text_of(page)
+    assert "No record matches" not in console.get("/", params={"q": "a-word-that-stands-nowhere kind:access"}).text
+
+
 def test_a_question_that_cannot_be_asked_is_answered_beside_the_search(reader: tuple[Path, Console]) -> None:
     """As `audit search` answers it; an over-long one too, and a number that is none."""
     _, console = reader
@@ -476,6 +539,30 @@ def test_the_verdicts_are_those_of_audit_verify(home: Path) -> None:
         here = f"/message?{urlencode({'id': 'desk/order-7'})}"
         assert console.post_form("/verify", key=console.key(), back=here).headers["location"] == here
         wait(lambda: f" {first[1]} record" not in text_of(console.get("/").text))
+        size = len(log(home))
+        again = console.post_form("/verify", key=console.key(), back="/proof").headers["location"]
+        found = re.search(r"records ([\d,]+), verified at", text_of(console.get(again).text))
+        assert found is not None
+        assert int(found[1]) >= size  # the page that it leads back to has what was found
+
+
+def test_under_a_bad_verdict_nothing_is_said_to_be_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a log that still takes records is bad, each verdict says what was looked for, and that it is not so."""
+    found = verify_home(home)
+    bad = {"seq": 3, "seq_to": 3, "damage": "bypass", "why": "delivered without a decision"}
+    verdict = found | {"completeness": "bad", "first_bad": bad, "witnesses": []}
+
+    async def verified(_: Verifier) -> Verification:
+        return Verification(datetime.now(UTC), 0.1, verdict)
+
+    monkeypatch.setattr(Verifier, "_verify", verified)
+    with serving(home) as console:
+        console.enter()
+        wait(lambda: "✕ Completeness bad" in text_of(console.get("/proof").text))
+        said = text_of(console.get("/proof").text)
+    assert "Completeness bad Looked for, and not found to be so: Records are numbered" in said
+    assert "Integrity ok Every record has" in said
+    assert "it is evidence" in said
 
 
 def test_an_altered_record_is_bad_and_named(home: Path) -> None:
@@ -496,6 +583,8 @@ def test_an_altered_record_is_bad_and_named(home: Path) -> None:
         assert f", {bad['damage']}" in text_of(answer.text)
         assert "✕ Integrity bad" in text_of(answer.text)
         assert "booker" not in answer.text
+        assert "it is evidence" in answer.text
+        assert f"Seq {bad['seq']}: {bad['damage']}" in text_of(answer.text)
 
 
 def test_an_outside_checkpoint_anchors_the_log(home: Path, tmp_path: Path) -> None:
@@ -511,8 +600,9 @@ def test_an_outside_checkpoint_anchors_the_log(home: Path, tmp_path: Path) -> No
     assert f"unanchored after seq {size}" in said  # the record of the checkpoint is its last
 
 
-def test_nothing_is_written_into_a_log_that_was_cut(home: Path, tmp_path: Path) -> None:
-    """What a view appends would take the place of what a kept checkpoint vouches for: nothing is shown then."""
+@pytest.mark.parametrize("by", ["checkpoint", "witness"])
+def test_nothing_is_written_into_a_log_that_was_cut(by: str, home: Path, tmp_path: Path) -> None:
+    """What a view appends would take the place of what is vouched for from outside: nothing is shown then."""
     older = as_killed(home, tmp_path / "older", "lock")
     with serving(home) as console:
         console.enter()
@@ -520,7 +610,9 @@ def test_nothing_is_written_into_a_log_that_was_cut(home: Path, tmp_path: Path) 
     kept = Path(shutil.copy(home / "checkpoint", tmp_path / "kept.txt"))
     before = log(older)
     assert int(kept.read_text().splitlines()[1]) > len(before)
-    with serving(older, checkpoint=kept) as console:
+    if by == "witness":
+        (older / "eab.toml").write_text(f'[audit]\nwitnesses = ["file:{kept}"]\n')
+    with serving(older, checkpoint=kept if by == "checkpoint" else None) as console:
         for page in ("/", "/proof", "/dead"):
             answer = console.get(page, params={"token": console.tokens.read or ""})
             said = text_of(answer.text)

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
+import html
 import json
+import re
 import shutil
 import signal
+import socket
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -56,7 +62,11 @@ def test_it_prints_where_it_is_and_ends_cleanly(ended_by: signal.Signals, home: 
             process.send_signal(ended_by)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (0, "", "")
-    assert [record["what"] for record in log(home, "access")] == ["log kind:decision"] * 2
+    assert [record["what"] for record in log(home, "access")] == [
+        "start with replay",
+        *["log kind:decision"] * 2,
+    ]
+    assert {record["by"] for record in log(home, "access")} == {getpass.getuser()}
 
 
 def test_for_people_it_says_what_to_open(
@@ -69,6 +79,46 @@ def test_for_people_it_says_what_to_open(
     assert str(home) in out
     assert out.count("?token=") == 1
     assert "recorded" in out
+
+
+def test_where_nothing_can_be_recorded_the_terminal_says_it_at_the_start(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A log that was altered takes no record of who looks: one line says that, and why the verdicts alone are shown."""
+    with sqlite3.connect(home / "bus.db") as database:
+        database.execute("UPDATE records SET body = replace(body, '0', '1') WHERE seq = 0")
+    database.close()
+    monkeypatch.setattr("enhanced_agent_bus.console.server.serve", lambda _app, _bound: None)
+    assert run_command(["console"]) == 0
+    said = capsys.readouterr()
+    assert said.out.count("?token=") == 1
+    assert "who looks cannot be recorded now, so the verdicts alone are shown: " in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_commands_on_a_page_work_in_any_folder(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the home was called when the console was started."""
+    shown: list[str] = []
+
+    def page(app: Any, _bound: socket.socket) -> None:
+        transport = httpx.ASGITransport(app)
+        port = _bound.getsockname()[1]
+        token = re.search(r"token=(\S+)", capsys.readouterr().out)
+        assert token is not None
+
+        async def get() -> None:
+            async with httpx.AsyncClient(transport=transport, base_url=f"http://127.0.0.1:{port}") as client:
+                answer = await client.get("/proof", headers={"Authorization": f"Bearer {token[1]}"})
+                shown.append(html.unescape(answer.text))
+
+        asyncio.run(get())
+
+    monkeypatch.setattr("enhanced_agent_bus.console.server.serve", page)
+    monkeypatch.chdir(home.parent)
+    assert run_command(["--home", home.name, "console"]) == 0
+    assert f"--home {home} audit verify" in shown[0]
 
 
 def test_a_taken_port_is_one_sentence_and_exit_2(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import random
 
+import pytest
+
+from enhanced_agent_bus.audit import sample
 from enhanced_agent_bus.audit.sample import Population, draw, lot
 
 
@@ -33,10 +36,9 @@ def test_a_population_is_counted_by_what_there_is() -> None:
         {"rule": "a", "code": "x"},
         {"rule": "", "code": ""},
     ]
-    counts.add({"kind": "decision", "at": "2026-11-21T00", "verdict": "refuse", "code": "c", "reasons": reasons})
-    counts.add(
-        {"kind": "decision", "at": "2026-11-20T23", "verdict": "allow", "code": None, "reasons": [], "sender": "a"}
-    )
+    decided = {"kind": "decision", "constitution": "c0", "reasons": []}
+    counts.add({**decided, "at": "2026-11-21T00", "verdict": "refuse", "code": "c", "reasons": reasons})
+    counts.add({**decided, "at": "2026-11-20T23", "verdict": "allow", "code": None, "sender": "a", "recipient": "b"})
     counts.add({"kind": "closed", "at": "2026-11-21T01"})
     assert counts.size == 3
     assert counts.document() == {
@@ -45,7 +47,18 @@ def test_a_population_is_counted_by_what_there_is() -> None:
         "code": {"c": 1},
         "rule": {"b": 1, "a": 1},
         "sender": {"a": 1},
+        "pair": {"a to b": 1},
         "tenant": {},
         "type": {},
         "day": {"2026-11-20": 1, "2026-11-21": 2},
     }
+    assert counts.constitutions == {"c0"}
+
+
+def test_pairs_beyond_those_that_are_kept_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log in which all talk to all takes no more memory than that, and the sum stays right."""
+    monkeypatch.setattr(sample, "PAIRS_MAX", 2)
+    counts = Population()
+    for number in (1, 2, 3, 4, 1):
+        counts.add({"kind": "checkpoint", "at": "2026-11-21", "sender": "a", "recipient": f"b{number}"})
+    assert counts.document()["pair"] == {"a to b1": 2, "others": 2, "a to b2": 1}

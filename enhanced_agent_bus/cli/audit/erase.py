@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Annotated
@@ -12,7 +11,7 @@ import typer
 from enhanced_agent_bus.cli import faults
 from enhanced_agent_bus.cli.faults import CliError, unknown_id
 from enhanced_agent_bus.cli.render import counted, echo, print_json, print_pairs, print_table, safe
-from enhanced_agent_bus.cli.session import Json, ask_running, change, session_of
+from enhanced_agent_bus.cli.session import Json, ask_running, change, operator, session_of
 
 SEARCH_REMEDY = "`eab audit search` finds ids"
 LISTED_MAX = 5  # messages with one reason; as JSON each is there
@@ -35,14 +34,6 @@ def require_reason(reason: str) -> None:
     """Raises: CliError."""
     if not reason.strip():
         raise CliError("--reason is empty", remedy="say why in a few words: the log keeps it")
-
-
-def operator() -> str:
-    """Who types this, as the machine knows them."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # in a container nobody may have a name
-        return "operator"
 
 
 def erase(

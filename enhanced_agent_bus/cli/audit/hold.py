@@ -6,18 +6,10 @@ from typing import Annotated
 
 import typer
 
-from enhanced_agent_bus.cli.audit.erase import (
-    SEARCH_REMEDY,
-    AgentId,
-    Conversation,
-    Reason,
-    operator,
-    require_reason,
-    target,
-)
+from enhanced_agent_bus.cli.audit.erase import SEARCH_REMEDY, AgentId, Conversation, Reason, require_reason, target
 from enhanced_agent_bus.cli.faults import CliError, unknown_id
 from enhanced_agent_bus.cli.render import echo, print_json, print_json_lines, print_table, safe
-from enhanced_agent_bus.cli.session import change, session_of
+from enhanced_agent_bus.cli.session import change, operator, session_of
 
 MessageId = Annotated[str | None, typer.Argument(metavar="[MESSAGE_ID]", show_default=False, help="One message.")]
 

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from itertools import islice
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -159,7 +160,9 @@ def show(
 
 
 def population(context: typer.Context, words: Words = None) -> None:
-    """Count what there is to sample from: by kind, verdict, code, rule, sender, tenant, type and day.
+    """Count what there is to sample from: by kind, verdict, code, rule, sender, who to whom, tenant, type and day.
+
+    Below, the rules of the constitutions that decided which refused and held none of it.
 
     Example: eab audit population 'kind:decision since:2026-11-01 until:2026-12-01'
     """
@@ -175,8 +178,10 @@ def population(context: typer.Context, words: Words = None) -> None:
         for record in looked.oldest():
             counts.add(record)
     document = counts.document()
+    silent, unknown = _silent(session.home, counts.constitutions, document["rule"])
     if session.json:
-        print_json({"query": str(query), "size": looked.size, "population": counts.size, **document})
+        told = {"query": str(query), "size": looked.size, "population": counts.size}
+        print_json({**told, **document, "silent_rules": silent, "constitutions_not_kept": unknown})
         return
     print_pairs({"query": str(query) or "all records", "log": looked.size, "population": counts.size})
     for name in COUNTED:
@@ -186,6 +191,20 @@ def population(context: typer.Context, words: Words = None) -> None:
             print_table((name, "records"), rows[:NAMES_SHOWN_MAX])
             if len(rows) > NAMES_SHOWN_MAX:
                 echo(f"and {len(rows) - NAMES_SHOWN_MAX} more; --json has them all")
+    if silent:
+        echo()
+        echo(safe(f"rules that refused and held none of these: {', '.join(silent)}"))
+    for digest in unknown:
+        echo(f"the rules of {digest} are not known: its files are not in the home")
+
+
+def _silent(home: Path, constitutions: Iterable[str], spoke: Mapping[str, int]) -> tuple[list[str], list[str]]:
+    """Rules of these constitutions that are not among those that spoke, and those of which no files are kept."""
+    from enhanced_agent_bus.cli.audit.timeline import kept_files, rules_of
+
+    files = {digest: kept_files(home, digest) for digest in sorted(constitutions)}
+    rules = {rule for kept in files.values() if kept is not None for rule in rules_of(kept)}
+    return sorted(rules - set(spoke)), [digest for digest, kept in files.items() if kept is None]
 
 
 def sample(

@@ -16,7 +16,7 @@ from typing import Final
 from enhanced_agent_bus.audit.query import Query, Term
 from enhanced_agent_bus.audit.timeline import Place, rule_place, timeline
 from enhanced_agent_bus.authoring.differences import files_of
-from enhanced_agent_bus.cli.reading.home import OF_MESSAGE, database, one
+from enhanced_agent_bus.cli.reading.home import OF_MESSAGE, STATE_OF_MESSAGE, database, one
 from enhanced_agent_bus.cli.reading.log import Search, records_named
 from enhanced_agent_bus.cli.reading.recorded import kept_constitution
 from enhanced_agent_bus.cli.render import compact, counted, echo, print_pairs, quoted, safe
@@ -30,14 +30,13 @@ LOOKED_RECORDS_MAX: Final = 300_000
 CAUSES_MAX: Final = 64
 #: How many of the rules that admitted a message a person is shown.
 RULES_SHOWN_MAX: Final = 20
-_STATE: Final = "SELECT state FROM messages WHERE id = ?"
 
 
 def timeline_of(home: Path, message_id: str, *, content: bool) -> dict[str, Json]:
     """All that a home knows of a message; with `content` also what stands apart from its records."""
     records = records_named(home, message_id, content=content)
     with database(home) as connection:
-        state = one(connection, _STATE, (message_id,))
+        state = one(connection, STATE_OF_MESSAGE, (message_id,))
     constitutions = {
         str(record["constitution"]): int(record["revision"]) for record in records if record["kind"] == "decision"
     }
@@ -229,6 +228,9 @@ def _decided(session: Session, step: Mapping[str, Json]) -> Iterator[str]:
             yield f"rule {reason['rule']}: {reason['code']}"
     if rules:
         yield f"which expression: {session.command('policy explain ' + quoted(step['decision_id']))}"
+    if rules and "content" not in step:  # words may hold what the message holds, and stand apart as payloads do
+        shown = f"audit show {step['seq']} --payload"
+        yield f"in its words: {session.command(shown)}, which is recorded"
 
 
 def _admitted(rules: Sequence[Mapping[str, Json]], *, again: bool) -> Iterator[str]:

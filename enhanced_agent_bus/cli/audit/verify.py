@@ -201,7 +201,8 @@ def _verdict_lines(verdict: Mapping[str, Json]) -> list[tuple[str, Any]]:
     if verdict["unanchored"] == size and verdict.get("witnesses"):
         lines.append(("unanchored", "no witness has a checkpoint that this log's key signed"))
     elif verdict["unanchored"] == size:
-        lines.append(("unanchored", "no outside checkpoint was given: keep one, `eab audit checkpoint` prints it"))
+        keep = "" if verdict["integrity"] == "bad" else ": keep one, `eab audit checkpoint` prints it"
+        lines.append(("unanchored", f"no outside checkpoint was given{keep}"))
     elif verdict["unanchored"]:
         after = size - verdict["unanchored"] - 1
         lines.append(("unanchored", f"after seq {after}: what is kept outside ends there"))

@@ -62,6 +62,23 @@ def configured_witnesses(log: Path) -> list[Kept]:
     return [one for one in read if one is not None]
 
 
+def vouched(home: Path, checkpoint: Path | None) -> int:
+    """How many records what is kept outside says that a home's log has: the checkpoint, and its witnesses.
+
+    Raises: CliError, when the file holds no checkpoint; ConfigInvalid; OSError.
+    """
+    from enhanced_agent_bus.audit import witnessed
+    from enhanced_agent_bus.audit.homes import read_key
+
+    given = 0 if checkpoint is None else kept_checkpoint(checkpoint).size
+    try:
+        key = read_key((home / "keys" / "log.vkey").read_text())
+        kept = witnessed.of_log(witnessed.origin_of(home, key), configured_witnesses(home))
+        return max(given, witnessed.vouched(home, key, kept))
+    except (OSError, ValueError, LookupError, TypeError, sqlite3.Error):  # what is wrong with it the verification says
+        return given
+
+
 def _address_of(name: str) -> str:
     path = Path(name).absolute()
     if not path.is_dir():

@@ -46,6 +46,7 @@ _PAYLOAD: Final = "SELECT salt, body, headers FROM payloads WHERE seq = ?"
 #: Where a payload stands beside the first decision on a message.
 OPENING: Final = "SELECT p.salt, p.body, p.headers FROM messages m JOIN payloads p ON p.seq = m.seq WHERE m.id = ?"
 _TEXTS: Final = "SELECT salt, body FROM texts WHERE seq = ?"
+STATE_OF_MESSAGE: Final = "SELECT state FROM messages WHERE id = ?"
 ROW_OF_MESSAGE: Final = "SELECT seq FROM messages WHERE id = ?"
 
 

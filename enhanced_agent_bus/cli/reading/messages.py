@@ -13,6 +13,7 @@ from enhanced_agent_bus.cli.reading.home import (
     PAGE_ROWS,
     ROW_OF_MESSAGE,
     SHOW_REMEDY,
+    STATE_OF_MESSAGE,
     content_at,
     database,
     one,
@@ -103,6 +104,13 @@ def _reasons(connection: sqlite3.Connection, message: StoredMessage) -> list[Rea
             pairs = zip(record["reasons"], words, strict=False)
             return [Reason(reason["rule"], reason["code"], *said) for reason, said in pairs]
     return []
+
+
+def state_of(home: Path, message_id: str) -> str | None:
+    """Where a message stands that was accepted; None when the home knows of none. Raises: StoreCorrupt."""
+    with database(home) as connection:
+        state: str | None = one(connection, STATE_OF_MESSAGE, (message_id,))
+    return state
 
 
 def dead_letters(home: Path) -> list[dict[str, Json]]:
