@@ -336,7 +336,6 @@ class Sending:
             self._endings.end(parcel, "discarded", "audit_unavailable")
             return
         self._endings.watch(parcel)
-        written.settle(seq, None)  # first: its sender hears before the handler has had its turn
         if entry.recorded is not None:
             parcel.counted = True
             parcel.recorded = entry.recorded
@@ -344,6 +343,7 @@ class Sending:
                 self._mailroom.carry(post, parcel)
         if self._desk.drained:
             parcel.keep()
+        written.settle(seq, None)
 
     async def turn_away(
         self,

@@ -59,23 +59,6 @@ async def test_receipt_says_what_was_decided(bus: AgentBus, tmp_path: Path) -> N
     assert await receipt.outcome() == outcome
 
 
-async def test_a_sender_hears_before_the_handler_has_its_turn(tmp_path: Path) -> None:
-    """A handler that holds up the loop does not hold up the receipt of the message that it handles."""
-    order: list[str] = []
-
-    async def book(_: Message) -> None:
-        order.append("handled")
-
-    async with small_bus(tmp_path) as bus:
-        desk = await bus.register("desk", tenant="acme")
-        await bus.register("booker", handler=book, tenant="acme")
-        for _ in range(3):
-            receipt = await desk.send("booker", {"trip": 1})
-            order.append("receipt")
-            assert (await receipt.outcome(timeout=10)).state == "delivered"
-    assert order == ["receipt", "handled"] * 3
-
-
 async def test_refused_receipt(bus: AgentBus) -> None:
     """A refusal is an answer with a code and reasons; it is raised only when asked for."""
     desk = await bus.register("desk", tenant="acme")

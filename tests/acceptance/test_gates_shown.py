@@ -81,7 +81,7 @@ async def test_every_refusal_says_what_was_passed_before_it(tmp_path: Path) -> N
         await pinned.send("booker", {}, id="constitution")
         await desk.send("booker", {"loud": True}, id="policy")
         await desk.send("clerk", {"n": 500}, id="held")  # it keeps the only place there
-        await desk.send("booker", {"n": 1}, id="allowed")
+        await (await desk.send("booker", {"n": 1}, id="allowed")).outcome(timeout=20)
         await bus.stop_traffic("agent", "booker", reason="it misbehaves")
         await desk.send("booker", {"n": 1}, id="stopped")
     found = {record["message_id"].partition("/")[2]: record for record in log(tmp_path / "home", "decision")}
