@@ -76,7 +76,9 @@ def show(
     context: typer.Context,
     message_id: MessageId,
     *,
-    payload: Annotated[bool, typer.Option("--payload", help="Show payload and headers; recorded.")] = False,
+    payload: Annotated[
+        bool, typer.Option("--payload", help="Show payload, headers and the words of reasons; recorded.")
+    ] = False,
 ) -> None:
     """Show what an approver decides about.
 
@@ -92,7 +94,9 @@ def show(
     if found is None:
         raise unknown_id(f"no message {message_id!r} is held", LIST_REMEDY)
     shown: dict[str, Any] = dict(found)
-    if payload:
+    if not payload:  # what a rule says in words may hold what the message holds
+        shown["reasons"] = [{name: reason[name] for name in ("rule", "code")} for reason in shown["reasons"]]
+    else:
         note_access(session, "held show", message_id)
         shown |= {f"{name}_content": value for name, value in content(home, message_id).items()}
     if session.json:
@@ -100,6 +104,8 @@ def show(
         return
     print_pairs((name.replace("_", " "), _cell(value)) for name, value in shown.items())
     echo()
+    if not payload:
+        echo(f"in words:     {session.command(f'held show {quoted(message_id)} --payload')}, which is recorded")
     echo(f"its records:  {session.command(f'audit show {quoted(message_id)}')}")
     echo(f"say yes:      {session.command(f'held approve {quoted(message_id)} --as AGENT')}")
     echo(f"say no:       {session.command(f'held reject {quoted(message_id)} --as AGENT --reason TEXT')}")

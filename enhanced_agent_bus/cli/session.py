@@ -204,8 +204,13 @@ def held_up(home: Path) -> dict[str, Json] | None:
 
 
 def note_access(session: Session, command: str, what: str) -> None:
-    """Records who reads payloads, before they are shown. Raises: BusError, and then nothing is shown."""
-    change(session, "note_access", {"command": command, "what": what, "by": operator()})
+    """Records who reads payloads, before they are shown; changes nothing else.
+
+    Raises: BusError, CliError, OSError or sqlite3.Error, and then nothing is shown.
+    """
+    from enhanced_agent_bus.cli.access import note
+
+    note(session.existing_home(), command, [what])
 
 
 def operator() -> str:

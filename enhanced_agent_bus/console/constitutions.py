@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from enhanced_agent_bus.audit.timeline import rule_place
-from enhanced_agent_bus.cli.audit.timeline import kept_files, rules_of
+from enhanced_agent_bus.cli.audit.timeline import kept_files, name_of, rules_of
 
 #: A file of a constitution is shown up to here.
 LINES_MAX: Final = 2000
@@ -56,11 +55,9 @@ def _read(home: Path, digest: str) -> Kept | None:
     files = kept_files(home, digest)
     if files is None:
         return None
-    manifest = _json(files.get(".manifest", b"{}"))
-    name = (manifest.get("metadata") or {}).get("eab", {}).get("name", "")
     principles = _principles(files.get("CONSTITUTION.md", b"").decode("utf-8", "replace"))
     rules = [_rule(files, rule, principles.get(rule, "")) for rule in rules_of(files)]
-    return Kept(digest, str(name), files, rules)
+    return Kept(digest, name_of(files), files, rules)
 
 
 def kept(home: Path, digest: str) -> Kept | None:
@@ -69,11 +66,6 @@ def kept(home: Path, digest: str) -> Kept | None:
     if found is None:
         _read.cache_clear()  # it may come yet
     return found
-
-
-def _json(raw: bytes) -> dict[str, Any]:
-    document = json.loads(raw)
-    return document if isinstance(document, dict) else {}
 
 
 def _rule(files: Mapping[str, bytes], name: str, principle: str) -> Rule:

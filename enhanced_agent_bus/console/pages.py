@@ -402,8 +402,10 @@ def _number(request: Request, name: str) -> int | None:
     text = request.query_params.get(name, "")
     if text == "":
         return None
-    if not (text.isascii() and text.isdecimal() and len(text) <= SEQ_DIGITS_MAX):
+    if not (text.isascii() and text.isdecimal()):
         raise HTTPException(400, f"{name} has to be a whole number, from 0")
+    if len(text) > SEQ_DIGITS_MAX:
+        raise HTTPException(404, f"no log has so many records: {name} has {len(text)} digits")
     return int(text)
 
 

@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from enhanced_agent_bus.audit.gates import GATES
 from enhanced_agent_bus.cli.audit.witness import witness_line
@@ -35,7 +35,9 @@ def templates(command: Callable[[str], str]) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters.update(moment=_moment, after=_after, count=_count, sentence=_sentence, duration=_duration)
+    made.filters.update(
+        moment=_moment, after=_after, count=_count, sentence=_sentence, marked=_marked, duration=_duration
+    )
     made.globals.update(url=url, phrase=phrase, between=between, sign_of=sign_of, words=words)
     made.globals.update(gates=GATES, witness_line=witness_line, quoted=quoted, command=command)
     return made
@@ -81,6 +83,14 @@ def _sentence(text: str) -> str:
     """As it begins a sentence; commands and names keep their letters."""
     first = text.partition(" ")[0]
     return text[:1].upper() + text[1:] if first.isalpha() and first != "eab" else text
+
+
+def _marked(text: str) -> Markup:
+    """With what stands in backticks as code."""
+    parts = [escape(safe(part)) for part in text.split("`")]
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if place % 2 else part for place, part in enumerate(parts)
+    )
 
 
 def _duration(us: int) -> str:

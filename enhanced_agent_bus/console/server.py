@@ -27,6 +27,7 @@ from starlette.types import ASGIApp
 from enhanced_agent_bus.audit.query import BadQuery
 from enhanced_agent_bus.cli.audit.witness import vouched
 from enhanced_agent_bus.cli.faults import CliError, describe
+from enhanced_agent_bus.cli.render import safe
 from enhanced_agent_bus.cli.session import Session
 from enhanced_agent_bus.console.access import Recorder
 from enhanced_agent_bus.console.guard import Guard, Tokens
@@ -134,7 +135,8 @@ def _handlers(pages: Pages) -> dict[Any, Any]:
 
     def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        return pages.problem(request, error.status_code, error.detail, "")
+        detail = f"there is no page {safe(request.url.path)}" if error.detail == "Not Found" else error.detail
+        return pages.problem(request, error.status_code, detail, "")
 
     def unreadable(request: Request, error: Exception) -> Response:
         assert isinstance(error, BadQuery)

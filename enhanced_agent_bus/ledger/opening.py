@@ -18,7 +18,10 @@ from enhanced_agent_bus.ledger.checkpoint import Checkpoint
 from enhanced_agent_bus.ledger.home import Home
 from enhanced_agent_bus.outcome import END_STATES, WAITING_STATES
 
-RESTORE: Final = "restore the home from a backup; without one, `eab init --new-log` begins anew"
+RESTORE: Final = (
+    "copy the home as it is first, it is evidence; then restore it from a backup; without one,"
+    " `eab init --new-log` begins anew"
+)
 _PAGE_ROWS: Final = 1000
 
 

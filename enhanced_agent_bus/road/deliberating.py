@@ -197,6 +197,6 @@ def _view(parcel: Parcel) -> dict[str, Any]:
         decision_id=parcel.decision_id,
         reasons=parcel.hold_reasons,
         holds=parcel.holds,
-        until_us=parcel.hold_expires_us,
+        until_us=min(parcel.hold_expires_us, parcel.expires_us),  # whichever ends it
         approvals=parcel.approvals,
     )

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shlex
 import shutil
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 
 from enhanced_agent_bus import Message, Retry, open_bus
 from enhanced_agent_bus.cli.app import run_command
+from enhanced_agent_bus.outcome import instant_of
 from enhanced_agent_bus.weakenings import WEAKENINGS
+from tests.developer import SteppedClock, log, small_bus
 from tests.support import write_constitution
 
 APP = """
@@ -120,12 +123,51 @@ def test_status_adds_up_without_a_running_bus(home: Path, capsys: pytest.Capture
     assert all(f"{name}: {WEAKENINGS[name].meaning}" in out for name in status["security_state"])
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["audit", "show", "desk/held", "--payload"],
+        ["held", "show", "desk/held", "--payload"],
+        ["audit", "export", "--format", "opa", "--payload"],
+    ],
+)
+def test_who_reads_payloads_changes_nothing_but_the_record_of_it(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No bus is opened: what is past its time stays where it is, and what was weak at the last start is still said."""
+    home = tmp_path / "home"
+
+    async def live() -> None:
+        clock = SteppedClock()
+        clock.weakenings, clock.ahead_seconds = ("fixed_clock",), -3600.0
+        async with small_bus(tmp_path, {"large": RULES["large"]}, clock=clock) as bus:
+            desk = await bus.register("desk", tenant="acme")
+            await bus.register("absent", tenant="acme")
+            await desk.send("absent", {"n": 500}, id="held", expires_in=60)
+            await desk.send("absent", {"n": 1}, id="parked", expires_in=60)
+
+    asyncio.run(live())
+    where = ["--home", str(home)]
+    before, size = eab_json(capsys, *where, "status")[0], len(log(home))
+    assert (before["accounting"]["held"], before["accounting"]["parked"]) == (1, 1)
+    assert "fixed_clock" in before["security_state"]
+    assert run_command([*where, *words]) == 0
+    capsys.readouterr()
+    assert {record["kind"] for record in log(home)[size:]} == {"access", "checkpoint"}
+    after = eab_json(capsys, *where, "status")[0]
+    assert {**after, "records": 0} == {**before, "records": 0}
+
+
 def test_a_held_message_is_shown_and_approved(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What an approver decides about, who may not, and what a yes leads to; payloads only when asked for."""
     [view] = eab_json(capsys, "held", "show", "desk/large")
+    assert set(view["reasons"][0]) == {"rule", "code"}  # its words may hold what the message holds
     assert (view["message_id"], view["sender"], view["hold"][0]["rule"]) == ("desk/large", "desk", "large")
     assert "payload_content" not in view
     [view] = eab_json(capsys, "held", "show", "desk/large", "--payload")
+    assert set(view["reasons"][0]) == {"rule", "code", "message", "remedy"}
+    ends = {record["message_id"]: record for record in log(home, "decision")}["desk/large"]["expires_us"]
+    assert instant_of(ends) >= datetime.fromisoformat(view["hold_expires"]), "a hold does not outlive its message"
     assert view["payload_content"] == {"n": 200}
     assert run_command(["held", "approve", "desk/large", "--as", "desk"]) == 1
     assert "does not decide about its own message" in capsys.readouterr().err

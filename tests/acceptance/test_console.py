@@ -19,9 +19,10 @@ import httpx
 import pytest
 
 from enhanced_agent_bus import Message, Retry
+from enhanced_agent_bus.cli import access
 from enhanced_agent_bus.cli.audit.verify import verify_home
 from enhanced_agent_bus.cli.session import Session
-from enhanced_agent_bus.console import access, lists
+from enhanced_agent_bus.console import lists
 from enhanced_agent_bus.console.guard import HEADERS, Tokens
 from enhanced_agent_bus.console.server import listening, make_app, server_of
 from enhanced_agent_bus.console.verifying import Verification, Verifier
@@ -501,6 +502,8 @@ def test_a_question_that_cannot_be_asked_is_answered_beside_the_search(reader: t
     assert console.get("/", params={"q": "x" * 401}).status_code == 400
     assert console.get("/", params={"q": "", "before": "-1"}).status_code == 400
     assert console.get("/record?seq=99999999").status_code == 404
+    assert "26 digits" in console.get(f"/record?seq={'9' * 26}").text
+    assert "There is no page /nowhere" in text_of(console.get("/nowhere").text)
 
 
 def test_pages_are_bounded_and_lead_on(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

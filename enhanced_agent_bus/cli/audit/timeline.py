@@ -62,6 +62,7 @@ def timeline_of(home: Path, message_id: str, *, content: bool) -> dict[str, Json
     document["constitutions"] = [
         {
             "digest": digest,
+            "name": name_of(files[digest] or {}),
             "revision": revision,
             "kept": files[digest] is not None,
             "file": str(home / "constitutions" / f"{digest}.tar.gz") if files[digest] is not None else None,
@@ -100,6 +101,13 @@ def kept_files(home: Path, digest: str) -> Mapping[str, bytes] | None:
         return None
     lines = (f"{sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files, key=str.encode))
     return files if sha256("".join(lines).encode()).hexdigest() == digest else None
+
+
+def name_of(files: Mapping[str, bytes]) -> str:
+    """What a constitution is called; "" where it has no name."""
+    manifest = json.loads(files.get(".manifest", b"{}"))
+    named = (manifest.get("metadata") or {}).get("eab", {}) if isinstance(manifest, dict) else {}
+    return str(named.get("name", ""))
 
 
 def rules_of(files: Mapping[str, bytes]) -> list[str]:
@@ -167,7 +175,8 @@ def _about(document: Mapping[str, Json]) -> Iterator[tuple[str, Json]]:
     yield "state", document["state"]
     for one_ in document["constitutions"]:
         kept = "" if one_["kept"] else "; its files are not in the home"
-        yield "constitution", f"revision {one_['revision']}, {one_['digest']}{kept}"
+        name = f"{one_['name']}, " if one_["name"] else ""
+        yield "constitution", f"{name}revision {one_['revision']}, {one_['digest']}{kept}"
 
 
 def _after(us: int) -> str:

@@ -207,6 +207,10 @@ def _verdict_lines(verdict: Mapping[str, Json]) -> list[tuple[str, Any]]:
         after = size - verdict["unanchored"] - 1
         lines.append(("unanchored", f"after seq {after}: what is kept outside ends there"))
     lines += [("key changed", f"at seq {change['seq']}, to {change['vkey']}") for change in verdict["rotations"]]
+    lines += [
+        ("clock step", f"at seq {step['seq']}: {step['seconds']:+.1f} s against the machine's steady clock")
+        for step in verdict["clock_steps"]
+    ]
     lines += [("declared loss", _loss(loss)) for loss in verdict["losses"]]
     lines += [("witness", witness_line(one)) for one in verdict.get("witnesses", [])]
     if verdict["cannot_exclude"]:

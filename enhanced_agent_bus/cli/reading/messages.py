@@ -70,7 +70,7 @@ def held(home: Path) -> list[dict[str, Json]]:
         {
             **_in_words(message),
             "hold": [hold.document() for hold in noted.holds],
-            "hold_expires": _instant(noted.hold_expires_us),
+            "hold_expires": _instant(min(noted.hold_expires_us, message.expires_us)),
             "approvals": [approval.document() for approval in noted.approvals],
         }
         for message, noted in found
@@ -89,7 +89,7 @@ def held_view(home: Path, message_id: str) -> dict[str, Json] | None:
             decision_id=message.decision_id,
             reasons=_reasons(connection, message),
             holds=noted.holds,
-            until_us=noted.hold_expires_us,
+            until_us=min(noted.hold_expires_us, message.expires_us),  # whichever ends it
             approvals=noted.approvals,
         )
 
