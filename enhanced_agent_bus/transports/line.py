@@ -25,7 +25,8 @@ from enhanced_agent_bus.errors import ConfigInvalid, TransportAway
 from enhanced_agent_bus.transports.access import Access, plain, secrets_of
 
 CONNECT_SECONDS_MAX: Final = 5
-TRIES: Final = 4  # to hear why a server lets nobody in
+TRIES: Final = 8  # to hear why a server lets nobody in
+TRY_SECONDS: Final = 0.02  # before the next one, and longer each time
 ELECTION_SECONDS_MAX: Final = 15.0  # until the servers of a cluster have chosen who leads a stream
 BROKEN: Final = (ConnectionResetError, BrokenPipeError, ConnectionAbortedError)  # by the other side
 LET_GO_SECONDS_MAX: Final = 2.0
@@ -227,7 +228,8 @@ class Line:
 
         A server that lets nobody in says why and closes at once, which may take its words away: it is asked again.
         """
-        for _ in range(TRIES):
+        for count in range(TRIES):
+            await asyncio.sleep(count * TRY_SECONDS)
             try:
                 return await self._connect_once(server)
             except (*BROKEN, nats.errors.UnexpectedEOF) as error:
