@@ -54,14 +54,17 @@ class Recorder:
 
     def _write(self, batch: list[tuple[str, Future[None]]]) -> None:
         try:
-            self._require_whole()
-            note(self._home, COMMAND, [what for what, _ in batch])
+            self._record([what for what, _ in batch])
         except Exception as error:  # noqa: BLE001 - handed to everyone who waits for this batch
             for _, written in batch:
                 written.set_exception(error)
         else:
             for _, written in batch:
                 written.set_result(None)
+
+    def _record(self, whats: list[str]) -> None:
+        self._require_whole()
+        note(self._home, COMMAND, whats)
 
     def _require_whole(self) -> None:
         if not self._vouched:
