@@ -16,6 +16,7 @@ from typing import Final
 
 from enhanced_agent_bus.audit import verify as alone
 from enhanced_agent_bus.audit.apart import hold_against
+from enhanced_agent_bus.audit.tables import hold_tables_against
 from enhanced_agent_bus.audit.verify import Bad, Key, Note, Report, Scan, Source, export, read_note
 
 _PEM: Final = "-----BEGIN PUBLIC KEY-----"
@@ -85,6 +86,7 @@ def verify(path: Path, key: Key, outside: Note | None = None, scanning: Callable
             report = alone.verify(_source(path, database), key, outside, scanning)
             if report.integrity == "ok":
                 hold_against(report, database)
+                hold_tables_against(report, database)
             return report
     except (sqlite3.DatabaseError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         report = Report(completeness="bad")  # of what cannot be read nothing can be said to be there
