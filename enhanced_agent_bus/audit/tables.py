@@ -94,7 +94,7 @@ class _Tables:
                 if row_id is not None:
                     self._counts[state] += 1
                     yield from self._opened(seq, body, accepted, row_id, state)
-                elif accepted is not None and orjson.loads(body)["previous"] is None:
+                elif accepted is not None and orjson.loads(body).get("previous", "") is None:  # the first decision
                     yield _bad(body, f"the table of messages does not have {_shown(accepted)}")
         yield from self._unregistered()
         yield from self._miscounted()
@@ -127,7 +127,7 @@ class _Tables:
 
     def _agent(self, record: dict[str, Any]) -> Iterator[Bad]:
         """The newest record of an agent; older ones are passed over, and so are all others."""
-        if record["kind"] != "agent" or record["event"] not in ("registered", "unregistered"):
+        if record["kind"] != "agent" or record.get("event") not in ("registered", "unregistered"):
             return
         name = record["agent"]
         if name in self._agents:
@@ -207,7 +207,7 @@ def _told(body: bytes) -> _Told | dict[str, Any]:
     if record["kind"] == "decision":
         return _Told(record["message_id"], record["verdict"], None, None)
     if record["kind"] == "outcome":
-        return _Told(record["message_id"], None, record["state"], record["code"])
+        return _Told(record["message_id"], None, record["state"], record.get("code"))
     return record
 
 

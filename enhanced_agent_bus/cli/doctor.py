@@ -28,9 +28,14 @@ PYTHON_MIN: Final = (3, 11)
 SQLITE_MIN: Final = (3, 37, 0)
 WAL_RESET_MENDED: Final = (3, 51, 3)  # earlier ones can lose a WAL that two connections write at once
 FREE_MB_MIN: Final = 100
+VERIFIED_RECORDS_MAX: Final = 100_000  # some two seconds
 FSYNC_ROUNDS: Final = 20
 FSYNC_MS_SLOW: Final = 50.0
 SERVER_SECONDS: Final = 3.0
+_EVIDENCE: Final = (
+    "copy the home as it is before anything else: it is evidence; `eab audit verify` says more, and a backup or an"
+    " export from before shows what stood there"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +150,8 @@ def look_at_home(home: Path) -> Iterator[Finding]:
         return
     try:
         status, refused = status_at_rest(home), not_taken(home)
-        yield Finding("home", "ok", f"{home}: {status['records']} records, constitution {status['constitution']}")
-    except BusError as error:
+        yield look_at_log(home, f"{home}: {status['records']} records, constitution {status['constitution']}")
+    except (BusError, faults.CliError) as error:
         yield Finding("home", "wrong", error.message, error.remedy)
         return
     except sqlite3.Error as error:
@@ -163,6 +168,26 @@ def look_at_home(home: Path) -> Iterator[Finding]:
     elif key.stat().st_mode & 0o077:
         yield Finding("keys", "wrong", f"{key} can be read by others", f"chmod 600 {key}")
     yield lock(home)
+
+
+def look_at_log(home: Path, detail: str) -> Finding:
+    """Whether the log is whole, as `eab audit verify` finds it; of a long one only that its end is there.
+
+    Raises: BusError; sqlite3.Error.
+    """
+    from enhanced_agent_bus.cli.audit.verify import is_fine, verify_home
+    from enhanced_agent_bus.cli.reading.home import database
+
+    with database(home) as connection:
+        size, records = connection.execute("SELECT size, (SELECT max(seq) + 1 FROM records) FROM head").fetchone()
+    if size == records and size > VERIFIED_RECORDS_MAX:
+        return Finding("home", "ok", f"{detail}; `eab audit verify` checks whether they are whole")
+    verdict = verify_home(home)
+    if is_fine(verdict):
+        return Finding("home", "ok", detail)
+    bad = verdict["first_bad"]
+    where = f"seq {bad['seq']}" if bad["seq"] == bad["seq_to"] else f"somewhere in seq {bad['seq']} to {bad['seq_to']}"
+    return Finding("home", "wrong", f"the log of {home} is damaged, {where}: {bad['damage']}: {bad['why']}", _EVIDENCE)
 
 
 def server(home: Path) -> Iterator[Finding]:

@@ -7,6 +7,8 @@ import hashlib
 import json
 import shlex
 import shutil
+import sqlite3
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from typing import Any
 import pytest
 
 from enhanced_agent_bus import Message, Retry, open_bus
+from enhanced_agent_bus.cli import doctor
 from enhanced_agent_bus.cli.app import run_command
 from enhanced_agent_bus.outcome import instant_of
 from enhanced_agent_bus.weakenings import WEAKENINGS
@@ -541,6 +544,65 @@ def test_a_damaged_home_is_said_to_be_one(
     assert err.startswith("eab: ")
     assert "Traceback" not in err
     assert run_command(["doctor"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        ("DELETE FROM records WHERE seq = 7", "seq 7: missing"),
+        ("DELETE FROM records WHERE seq >= (SELECT size - 5 FROM head)", "truncated"),
+        ("UPDATE messages SET state = 'delivered' WHERE id = 'desk/dead'", "says delivered of desk/dead"),
+    ],
+)
+def test_the_doctor_finds_a_log_that_is_not_whole(
+    damage: str, says: str, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says what is wrong, and that the home is evidence; it changes nothing."""
+    assert finding(capsys, "home")["state"] == "ok"
+    with closing(sqlite3.connect(home / "bus.db", isolation_level=None)) as connection:
+        assert connection.execute(damage).rowcount
+    before = fingerprint(home)
+    found = finding(capsys, "home", status=1)
+    assert found["state"] == "wrong"
+    assert says in found["detail"]
+    assert "evidence" in found["remedy"]
+    assert fingerprint(home) == before
+
+
+def test_the_doctor_leaves_a_long_log_to_verify(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays quick, says who checks it whole, and still misses an end that was cut off."""
+    monkeypatch.setattr(doctor, "VERIFIED_RECORDS_MAX", 10)
+    assert "`eab audit verify` checks" in finding(capsys, "home")["detail"]
+    with closing(sqlite3.connect(home / "bus.db", isolation_level=None)) as connection:
+        connection.execute("DELETE FROM records WHERE seq >= (SELECT size - 1 FROM head)")
+    assert finding(capsys, "home", status=1)["state"] == "wrong"
+
+
+async def test_the_doctor_looks_at_a_home_beside_its_running_bus(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is written meanwhile is no damage."""
+    home = tmp_path / "home"
+    async with open_bus(home, constitution=write_constitution(tmp_path / "policies")) as bus:
+        desk = await bus.register("desk", tenant="acme")
+        await bus.register("worker", handler=_nothing, tenant="acme")
+        looking = asyncio.create_task(asyncio.to_thread(run_command, ["--json", "--home", str(home), "doctor"]))
+        while not looking.done():
+            await (await desk.send("worker", {"n": 1})).outcome(timeout=10)
+        assert await looking == 0, capsys.readouterr().out
+
+
+async def _nothing(_message: Message) -> None:
+    """A handler that does nothing."""
+
+
+def finding(capsys: pytest.CaptureFixture[str], what: str, status: int = 0) -> dict[str, str]:
+    """What `doctor` finds of one thing."""
+    [found] = eab_json(capsys, "doctor", status=status)
+    [one] = [each for each in found["findings"] if each["what"] == what]
+    return dict(one)
 
 
 @pytest.mark.parametrize(

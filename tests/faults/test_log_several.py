@@ -13,6 +13,7 @@ import random
 import sqlite3
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -189,12 +190,27 @@ def home_of(folder: Path, lines: Sequence[bytes]) -> Path:
     merkle.extend(frontier, 0, [merkle.leaf_hash(line) for line in lines])
     database = sqlite3.connect(home / "bus.db")
     database.execute("CREATE TABLE records (seq INTEGER PRIMARY KEY, kind TEXT, message_id TEXT, body BLOB)")
-    database.execute("CREATE TABLE head (size INTEGER, frontier BLOB)")
-    database.execute("CREATE TABLE messages (id TEXT, state TEXT)")
+    database.execute("CREATE TABLE head (size INTEGER, frontier BLOB, accounting TEXT)")
+    database.execute("CREATE TABLE messages (seq INTEGER PRIMARY KEY, id TEXT, state TEXT)")
+    database.execute("CREATE TABLE agents (id TEXT PRIMARY KEY, tenant TEXT, agent TEXT)")
     for table in ("payloads", "texts"):
         database.execute(f"CREATE TABLE {table} (seq INTEGER PRIMARY KEY, salt BLOB, body BLOB, headers BLOB)")
     database.executemany("INSERT INTO records VALUES (?, '', NULL, ?)", enumerate(lines))
-    database.execute("INSERT INTO head VALUES (?, ?)", (len(lines), merkle.pack(frontier)))
+    messages: dict[str, tuple[int, str]] = {}
+    for seq, record in enumerate(map(json.loads, lines)):
+        name = record.get("message_id")
+        if record["kind"] == "decision" and record["verdict"] != "refuse":
+            messages.setdefault(name, (seq, "queued"))
+        elif record["kind"] == "outcome" and name in messages:
+            messages[name] = (messages[name][0], record["state"])
+        elif record["kind"] == "agent" and record["event"] == "registered":
+            row = [record["agent"], "acme", [], [], [], "latest", True]
+            database.execute("INSERT OR REPLACE INTO agents VALUES (?, 'acme', ?)", (row[0], json.dumps(row)))
+    database.executemany(
+        "INSERT INTO messages VALUES (?, ?, ?)", [(seq, name, state) for name, (seq, state) in messages.items()]
+    )
+    counts = {"accepted": len(messages), **Counter(state for _, state in messages.values())}
+    database.execute("INSERT INTO head VALUES (?, ?, ?)", (len(lines), merkle.pack(frontier), json.dumps(counts)))
     database.commit()
     database.close()
     return home
