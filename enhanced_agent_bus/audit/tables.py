@@ -19,7 +19,7 @@ from enhanced_agent_bus.audit.verify import ENDS, Bad, Report
 _PAGE: Final = 1000
 #: The newest first, each beside the message that it has opened, if any.
 _RECORDS: Final = (
-    "SELECT r.seq, r.body, m.id, m.state FROM records r LEFT JOIN messages m ON m.seq = r.seq"
+    "SELECT r.seq, r.body, r.kind, r.message_id, m.id, m.state FROM records r LEFT JOIN messages m ON m.seq = r.seq"
     " WHERE r.seq < ? ORDER BY r.seq DESC LIMIT ?"
 )
 #: What changes a message is in one transaction with a record of it, so this knows whether anything has changed since.
@@ -84,8 +84,9 @@ class _Tables:
         """From the newest record to the oldest, so that a message is remembered only until its opening is met."""
         seq = self._size
         while page := self._database.execute(_RECORDS, (seq, _PAGE)).fetchall():
-            for seq, body, row_id, state in page:
+            for seq, body, kind, about, row_id, state in page:
                 told = _told(body)
+                yield from _misfiled(body, told, kind, about)
                 if isinstance(told, dict):
                     accepted = None
                     yield from self._agent(told)
@@ -190,6 +191,19 @@ class _Tables:
 
     def _somewhere(self, why: str) -> Bad:
         return Bad(0, self._size - 1, None, "altered", why)
+
+
+def _misfiled(body: bytes, told: _Told | dict[str, Any], kind: object, about: object) -> Iterator[Bad]:
+    """A record under another kind or message than its own: reading commands would not find it there."""
+    if isinstance(told, dict):
+        own = told["kind"], told.get("message_id", about)  # an erasure has its message among others
+    else:
+        own = "decision" if told.state is None else "outcome", told.message_id
+    if own != (kind, about):
+        why = (
+            f"the table of records has this record as {_shown(kind)} of {_shown(about)}, and it is {own[0]} of {own[1]}"
+        )
+        yield _bad(body, why)
 
 
 def _told(body: bytes) -> _Told | dict[str, Any]:

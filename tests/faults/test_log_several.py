@@ -195,7 +195,10 @@ def home_of(folder: Path, lines: Sequence[bytes]) -> Path:
     database.execute("CREATE TABLE agents (id TEXT PRIMARY KEY, tenant TEXT, agent TEXT)")
     for table in ("payloads", "texts"):
         database.execute(f"CREATE TABLE {table} (seq INTEGER PRIMARY KEY, salt BLOB, body BLOB, headers BLOB)")
-    database.executemany("INSERT INTO records VALUES (?, '', NULL, ?)", enumerate(lines))
+    for seq, body in enumerate(lines):
+        record = json.loads(body)
+        filed = (seq, record.get("kind"), record.get("message_id"), body)
+        database.execute("INSERT INTO records VALUES (?, ?, ?, ?)", filed)
     messages: dict[str, tuple[int, str]] = {}
     for seq, record in enumerate(map(json.loads, lines)):
         name = record.get("message_id")

@@ -128,6 +128,17 @@ def test_the_first_of_several_is_named_and_the_others_are_counted(home: Path) ->
     assert "1 more" in bad.why
 
 
+@pytest.mark.parametrize("change", ["kind = 'access'", "message_id = 'desk/worker'", "message_id = NULL"])
+def test_a_record_that_was_filed_under_another_name_is_found(home: Path, change: str) -> None:
+    """Searches and the life of a message go by these columns, and would not show it; the record itself is whole."""
+    [outcome] = log(home, "outcome", message_id="desk/fails")
+    forge(home, f"UPDATE records SET {change} WHERE seq = {outcome['seq']}")  # noqa: S608 - of this test
+    bad = found(home)
+    assert (bad.seq, bad.kind) == (outcome["seq"], "outcome")
+    assert bad.why.startswith("the table of records has this record as ")
+    assert bad.why.endswith("and it is outcome of desk/fails")
+
+
 @pytest.mark.parametrize("name", ["desk/waits", "desk/held"])
 def test_a_message_that_waits_has_not_ended(home: Path, name: str) -> None:
     """It was made to look as if it had, so that nobody would deliver or approve it."""

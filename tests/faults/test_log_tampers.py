@@ -267,7 +267,7 @@ async def test_outcome_without_its_decision_is_a_bypass(tmp_path: Path) -> None:
     """A handler's outcome that no allow came before is found, however well the log is signed."""
     ledger = await open_ledger(tmp_path / "home")
     await put_all(ledger, [decision(0), decision(1, verdict="refuse")])
-    rogue = Entry("outcome", move(1, 0).fields)
+    rogue = Entry("outcome", move(1, 0).fields, move(1, 0).message_id)
     (seq,) = await put_all(ledger, [rogue])
     await ledger.close()
     report = check(tmp_path, outside=False)
@@ -382,7 +382,7 @@ def test_empty_or_missing_log_is_never_ok(copy: Path, tmp_path: Path) -> None:
 def test_forged_checkpoint_from_outside_is_refused(copy: Path) -> None:
     """An outside checkpoint that the log's key did not sign: this is another log, for `verify` and for `verify.py`."""
     note = (copy / "kept").read_text()
-    forged = read_note(note.replace(note.splitlines()[1], "7", 1))
+    forged = read_note(note.replace(f"\n{note.splitlines()[1]}\n", "\n7\n", 1))
     assert isinstance(forged, Note)
     key = copy / "home" / "keys" / "log.vkey"
     report = verify(copy / "home", read_key(key.read_text()), forged)
