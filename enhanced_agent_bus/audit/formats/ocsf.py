@@ -1,8 +1,7 @@
 """Records as OCSF 1.8 events of the class API Activity (6003): https://schema.ocsf.io/1.8.0/classes/api_activity.
 
 `raw_data` is the stored record and `raw_data_hash` its SHA-256; the leaf of the Merkle tree stands under `unmapped`.
-The profile `record_integrity`, which has attestations, is in no published version: it is merged for OCSF 1.9, which is
-not released. It signs the OCSF event, and this log signs its records, so it is not filled.
+The profile `record_integrity` of OCSF 1.9, which has an attestation over the event itself, is not filled yet.
 """
 
 from __future__ import annotations
