@@ -23,10 +23,8 @@ STATICCHECK := .tools/.staticcheck-$(STATICCHECK_VERSION)
 FUZZ_SECONDS ?= 120
 SOAK_SECONDS ?= 600
 PYTEST_ARGS ?=
-# One process of tests more than there are cores, since many tests wait for a server or a deadline; each takes from the
-# others' when its own are done.
-PROCESSES = $(shell $(BIN)/python -c 'import os; print(min(4, 1 + (os.cpu_count() or 1)))')
-SIDE_BY_SIDE = --numprocesses $(PROCESSES) --dist worksteal
+# One process of tests a core, each taking from the other's when its own are done.
+SIDE_BY_SIDE := --numprocesses logical --maxprocesses 4 --dist worksteal
 
 WITH_GO := $(CURDIR)/$(BIN)/python $(CURDIR)/tools/with_go.py
 PIP_INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --quiet
